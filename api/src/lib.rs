@@ -1,0 +1,1 @@
+//! Docker Engine API: the JSON shapes that cross the REST boundary

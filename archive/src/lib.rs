@@ -1,0 +1,1 @@
+//! tar in and out of a directory file descriptor, never escaping it

@@ -1,0 +1,3 @@
+//! the caisson binary: command line, daemon, Docker Engine API
+
+fn main() {}

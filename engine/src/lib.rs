@@ -1,0 +1,1 @@
+//! containers and images: orchestration and persistence

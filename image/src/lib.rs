@@ -1,0 +1,1 @@
+//! references, content store, layers, registry client

@@ -1,0 +1,3 @@
+//! OCI runtime command line: create, start, state, kill, delete, run, exec
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! the messages that cross our own process boundaries

@@ -1,0 +1,21 @@
+//! The isolation trait: what a sandbox is, whichever wall surrounds it.
+//!
+//! `engine` speaks to every container through [`Runtime`] and [`Sandbox`] and nothing else. There is one [`Runtime`] per
+//! [`Isolation`]; both execute the same OCI runtime spec, the container isolation with `jail` on the host, the vm isolation
+//! with the same `jail` inside the guest.
+//!
+//! Must not know: image names, HTTP, Docker's JSON, IP allocation.
+//!
+//! ```text
+//!             create                spawn(init)            start(init)
+//!  (nothing) ───────▶ Created ───────────────▶ Held ──────────────────▶ Running ──▶ init exits ──▶ Exited
+//!                        │                       │                       │  ▲                       │
+//!                        │                       │                 pause ▼  │ resume                │
+//!                        │                       │                      Paused                      │
+//!                        └──────────── destroy ──┴───────────────────────┴──────────────────────────┘
+//!                                         (idempotent: afterwards nothing is left)
+//! ```
+
+mod sandbox;
+
+pub use sandbox::*;

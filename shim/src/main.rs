@@ -1,0 +1,3 @@
+//! the host process that outlives the daemon: one per sandbox
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! owns the processes of one sandbox and serves protocol over a stream

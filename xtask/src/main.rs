@@ -1,0 +1,3 @@
+//! build, test, tidy and release tasks
+
+fn main() {}
