@@ -1,3 +1,17 @@
-//! the caisson binary: command line, daemon, Docker Engine API
+//! the caisson binary: command line, daemon, Docker Engine API.
+//!
+//! One executable, two lives: `caisson daemon …` becomes the engine's process (`daemon`), everything else is a short-lived
+//! client of the Docker Engine API (`cli`). The two share nothing but the JSON shapes of `caisson-api`.
 
-fn main() {}
+mod cli;
+mod daemon;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments: Vec<std::ffi::OsString> = std::env::args_os().skip(1).collect();
+    if arguments.first().is_some_and(|first| first == "daemon") {
+        return daemon::run(&arguments[1..]);
+    }
+    cli::run(arguments)
+}
