@@ -59,6 +59,10 @@
 //!         pub fn stats(&self) -> Result<Stats>;        // serde; all that runtime::ResourceUse wants
 //!         pub fn oom_kills(&self) -> Result<u64>;      // v1 memory.oom_control oom_kill, v2 memory.events
 //!         pub fn remove(&self) -> Result<()>;          // idempotent; retries EBUSY for a bounded time
+//!         // used by jail itself; jail::create() calls Cgroup::create, so callers only plan it with Cgroup::new:
+//!         pub fn clone_dir(&self) -> Option<OwnedFd>;          // v2 only hierarchy: O_PATH|O_DIRECTORY fd for CLONE_INTO_CGROUP
+//!         pub fn join_fds(&self) -> Result<Vec<OwnedFd>>;      // every hierarchy clone_dir does not cover: the v1 `tasks` file (NOT cgroup.procs:
+//!                                                              // a single-threaded process writing "0" to `tasks` skips the RCU grace period), opened O_WRONLY|O_CLOEXEC
 //!     }
 //!     pub fn available_controllers() -> Result<Vec<String>>;   // v2 names
 //! }
@@ -68,3 +72,7 @@
 //! pub enum Error  (thiserror; every variant names what failed, with path or id; `kind()` -> ErrorKind
 //!    { Invalid, NotFound, CommandNotFound, CommandNotExecutable, HostUnfit, Conflict, Internal })
 //! ```
+
+pub mod error;
+
+pub use error::{Error, ErrorKind, Result};
