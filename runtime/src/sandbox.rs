@@ -1,14 +1,17 @@
 //! The trait and the plain data that crosses it.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use async_trait::async_trait;
+pub use caisson_protocol::{
+    Attach, BlockUse, Error, ErrorKind, ExitStatus, LogFile, NetworkUse, PathStat, ProcessTable,
+    ResourceUse, Rootfs, SandboxState, Stats, Stdio, TtySize, WriteOptions,
+};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -38,7 +41,9 @@ impl FromStr for Isolation {
         match s.to_ascii_lowercase().as_str() {
             "container" => Ok(Isolation::Container),
             "vm" => Ok(Isolation::Vm),
-            other => Err(format!("unknown isolation \"{other}\": use container, vm or default")),
+            other => Err(format!(
+                "unknown isolation \"{other}\": use container, vm or default"
+            )),
         }
     }
 }
@@ -99,23 +104,6 @@ pub enum RootfsForm {
     Block,
 }
 
-/// A root file system, ready to be used.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Rootfs {
-    /// An overlay; `lower` is ordered topmost layer first. `upper` and `work` exist and are on one file system.
-    Overlay {
-        /// Read-only layers, topmost first; at least one.
-        lower: Vec<PathBuf>,
-        /// Where changes go.
-        upper: PathBuf,
-        /// overlayfs' work directory.
-        work: PathBuf,
-    },
-    /// One directory, used as it is.
-    Directory(PathBuf),
-}
-
 /// Everything needed to make a sandbox.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SandboxSpec {
@@ -127,127 +115,6 @@ pub struct SandboxSpec {
     pub rootfs: Rootfs,
     /// Run a small reaping init as PID 1 and the first process as its child (`--init`).
     pub reaper: bool,
-}
-
-/// Where a process' output is kept, in addition to being handed to whoever attaches.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LogFile {
-    /// The file that receives Docker's json-file lines (`{"log":…,"stream":…,"time":…}`).
-    pub path: PathBuf,
-    /// Rotate when the file would exceed this many bytes.
-    pub max_size_bytes: Option<u64>,
-    /// How many files are kept, the current one included; at least 1.
-    pub max_files: u32,
-}
-
-/// What a process' standard streams are connected to.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Stdio {
-    /// Keep standard input open for attached clients; otherwise it is `/dev/null`. Whether the process has a terminal is
-    /// said by the OCI process (`process.terminal`).
-    pub stdin: bool,
-    /// Close standard input for good once the first client that attached to it has gone (`--interactive` without detach).
-    pub stdin_once: bool,
-    /// Keep the output; `None` discards what nobody is attached to.
-    pub log: Option<LogFile>,
-}
-
-/// Terminal size in characters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)]
-pub struct TtySize {
-    pub rows: u16,
-    pub columns: u16,
-}
-
-/// How a process ended.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ExitStatus {
-    /// 0–255; 128+n when signal n ended it.
-    pub code: i32,
-    /// The kernel's out-of-memory killer struck inside the sandbox before it ended.
-    pub oom_killed: bool,
-    /// When it ended.
-    pub at: SystemTime,
-}
-
-/// Counters of one sandbox; a number is `None` where the host does not provide it.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Stats {
-    /// The workload.
-    pub workload: ResourceUse,
-    /// What the wall itself costs: supervisor, VMM and guest kernel.
-    pub overhead: ResourceUse,
-    /// Per network interface, by name inside the sandbox.
-    pub networks: BTreeMap<String, NetworkUse>,
-}
-
-/// CPU, memory, process and disk counters.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct ResourceUse {
-    /// CPU time in nanoseconds: total, in user mode, in kernel mode.
-    pub cpu_total_ns: Option<u64>,
-    #[allow(missing_docs)]
-    pub cpu_user_ns: Option<u64>,
-    #[allow(missing_docs)]
-    pub cpu_system_ns: Option<u64>,
-    /// CPU bandwidth periods, periods in which it was throttled, and for how long.
-    pub cpu_periods: Option<u64>,
-    #[allow(missing_docs)]
-    pub cpu_throttled_periods: Option<u64>,
-    #[allow(missing_docs)]
-    pub cpu_throttled_ns: Option<u64>,
-    /// Bytes in use, page cache included.
-    pub memory_bytes: Option<u64>,
-    /// Highest value of `memory_bytes`.
-    pub memory_peak_bytes: Option<u64>,
-    /// The limit; `None` when unlimited.
-    pub memory_limit_bytes: Option<u64>,
-    /// `memory.stat` as the kernel gives it.
-    pub memory_detail: BTreeMap<String, u64>,
-    /// How often an allocation hit the limit.
-    pub memory_failures: Option<u64>,
-    /// Processes and threads now, and the limit.
-    pub pids: Option<u64>,
-    #[allow(missing_docs)]
-    pub pids_limit: Option<u64>,
-    /// Per block device.
-    pub block: Vec<BlockUse>,
-}
-
-/// Counters of one block device.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[allow(missing_docs)]
-pub struct BlockUse {
-    pub major: u64,
-    pub minor: u64,
-    pub read_bytes: u64,
-    pub write_bytes: u64,
-    pub read_ops: u64,
-    pub write_ops: u64,
-}
-
-/// Counters of one network interface.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[allow(missing_docs)]
-pub struct NetworkUse {
-    pub rx_bytes: u64,
-    pub rx_packets: u64,
-    pub rx_errors: u64,
-    pub rx_dropped: u64,
-    pub tx_bytes: u64,
-    pub tx_packets: u64,
-    pub tx_errors: u64,
-    pub tx_dropped: u64,
-}
-
-/// Which of a process' streams an attachment carries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)]
-pub struct Attach {
-    pub stdin: bool,
-    pub stdout: bool,
-    pub stderr: bool,
 }
 
 /// One piece of a process' output. With a terminal everything is `Stdout`.
@@ -263,45 +130,13 @@ pub struct ProcessIo {
     /// Everything the process writes from the moment of attaching; ends when all its ends are closed. Back-pressure: a
     /// reader that stalls stalls the process once about 1 MiB is buffered.
     pub output: Pin<Box<dyn futures_util::Stream<Item = std::io::Result<Output>> + Send>>,
-    /// Standard input; shutting it down closes the process' standard input. `None` when not asked for.
+    /// Standard input. Shutting it down closes the process' standard input if it was spawned with [`Stdio::stdin_once`] and
+    /// without a terminal; otherwise it only ends this attachment's part. `None` when not asked for.
     pub input: Option<Pin<Box<dyn AsyncWrite + Send>>>,
 }
 
 /// A tar archive being read.
 pub type TarStream = Pin<Box<dyn AsyncRead + Send>>;
-
-/// What a path inside the sandbox is (`docker cp` asks for it first).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PathStat {
-    /// The last component.
-    pub name: String,
-    /// Bytes.
-    pub size: u64,
-    /// `st_mode`.
-    pub mode: u32,
-    /// Last modification.
-    pub mtime: SystemTime,
-    /// Target, for a symbolic link.
-    pub link_target: Option<String>,
-}
-
-/// How a tar stream is written into a sandbox.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct WriteOptions {
-    /// Refuse to replace a directory by something else and the other way round.
-    pub no_overwrite_dir_non_dir: bool,
-    /// Keep the archive's uid and gid; otherwise files belong to root of the sandbox.
-    pub keep_ownership: bool,
-}
-
-/// A process of a sandbox as `top` sees it: the host's (or guest's) process id and its id inside the sandbox.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ProcessTable {
-    /// Column headings, as `ps` names them.
-    pub titles: Vec<String>,
-    /// One row a process.
-    pub rows: Vec<Vec<String>>,
-}
 
 /// A saved sandbox on disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -322,7 +157,12 @@ pub trait Runtime: Send + Sync {
     /// Makes the box: root file system mounted, cgroup made, no user process yet. On `Err` nothing is left behind.
     async fn create(&self, id: &SandboxId, spec: SandboxSpec) -> Result<Arc<dyn Sandbox>>;
     /// Like `create`, with memory and processes as they were saved.
-    async fn restore(&self, id: &SandboxId, spec: SandboxSpec, from: &Snapshot) -> Result<Arc<dyn Sandbox>>;
+    async fn restore(
+        &self,
+        id: &SandboxId,
+        spec: SandboxSpec,
+        from: &Snapshot,
+    ) -> Result<Arc<dyn Sandbox>>;
     /// Finds a sandbox again after a daemon restart, running or ended; `None` when this runtime has nothing of it.
     async fn recover(&self, id: &SandboxId) -> Result<Option<Arc<dyn Sandbox>>>;
 }
@@ -335,7 +175,15 @@ pub trait Sandbox: Send + Sync {
     /// Sets a process up and holds it just before it executes the user's program: the first must be
     /// [`ProcessId::init`], later ones are execs. A program that does not exist or cannot be executed is an error here
     /// ([`ErrorKind::CommandNotFound`], [`ErrorKind::CommandNotExecutable`]).
-    async fn spawn(&self, id: &ProcessId, process: oci_spec::runtime::Process, stdio: Stdio, size: Option<TtySize>) -> Result<()>;
+    async fn spawn(
+        &self,
+        id: &ProcessId,
+        process: oci_spec::runtime::Process,
+        stdio: Stdio,
+        size: Option<TtySize>,
+    ) -> Result<()>;
+    /// Where the sandbox is in its life: what a restarted daemon asks first.
+    async fn state(&self) -> Result<SandboxState>;
     /// Connects to its streams. Attaching between `spawn` and `start` misses nothing.
     async fn attach(&self, id: &ProcessId, streams: Attach) -> Result<ProcessIo>;
     /// Lets a held process execute.
@@ -356,12 +204,15 @@ pub trait Sandbox: Send + Sync {
     async fn update(&self, limits: &oci_spec::runtime::LinuxResources) -> Result<()>;
     /// Workload and overhead as separate numbers.
     async fn stats(&self) -> Result<Stats>;
-    /// `ps`, run against the sandbox' processes. `ps_args` as given to `docker top`, `-ef` when empty.
+    /// What `ps` says of the sandbox' processes. `ps_args` as given to `docker top`, `-ef` when empty; understood are `-ef`,
+    /// `aux` and their relatives, and `-o column,…`.
     async fn processes(&self, ps_args: &str) -> Result<ProcessTable>;
     /// What `path` is; symbolic links are resolved inside the sandbox' root, never outside, except the last component.
     async fn stat_path(&self, path: &Path) -> Result<PathStat>;
     /// A tar archive of `path`, whose entries begin with its last component.
     async fn read_path(&self, path: &Path) -> Result<TarStream>;
+    /// A tar archive of the root file system alone, without what is mounted in it (`docker export`).
+    async fn export(&self) -> Result<TarStream>;
     /// Unpacks an archive into the directory `path`.
     async fn write_path(&self, path: &Path, tar: TarStream, options: WriteOptions) -> Result<()>;
     /// Saves memory, processes and disk.
@@ -369,38 +220,6 @@ pub trait Sandbox: Send + Sync {
     /// Ends every process (init gets `SIGKILL` after `grace`, `SIGTERM` before unless zero) and returns when every kernel
     /// resource is released. Idempotent.
     async fn destroy(&self, grace: Duration) -> Result<()>;
-}
-
-/// What went wrong, for the caller's decision.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ErrorKind {
-    /// No such sandbox, process or path.
-    NotFound,
-    /// The request makes no sense (a bad spec, a relative path, …).
-    Invalid,
-    /// The object is not in the state that the request needs.
-    Conflict,
-    /// The user's program does not exist (exit code 127).
-    CommandNotFound,
-    /// The user's program cannot be executed (exit code 126).
-    CommandNotExecutable,
-    /// This host lacks something that the request needs; the message says how to get it.
-    HostUnfit,
-    /// The supervisor of the sandbox is gone.
-    Lost,
-    /// Anything else.
-    Internal,
-}
-
-/// An error of the runtime.
-#[derive(Clone, Debug, thiserror::Error, Serialize, Deserialize)]
-#[error("{message}")]
-pub struct Error {
-    /// For the caller's decision.
-    pub kind: ErrorKind,
-    /// For the user: what failed, why, and what to do.
-    pub message: String,
 }
 
 /// Results of this crate.
