@@ -77,6 +77,22 @@ pub enum Error {
         /// The kernel's answer.
         errno: i32,
     },
+    /// The container's cgroup; made from a [`crate::cgroup::Error`].
+    #[error("{message}")]
+    Cgroup {
+        /// What a caller can do about it.
+        kind: ErrorKind,
+        /// What failed, why, what to do.
+        message: String,
+    },
+    /// The seccomp profile; made from a [`crate::seccomp::Error`].
+    #[error("{message}")]
+    Seccomp {
+        /// What a caller can do about it.
+        kind: ErrorKind,
+        /// What failed, why, what to do.
+        message: String,
+    },
     /// A hook failed.
     #[error("error running {kind} hook #{index}: {why}")]
     Hook {
@@ -107,6 +123,7 @@ impl Error {
             Error::CommandNotExecutable(_) => ErrorKind::CommandNotExecutable,
             Error::HostUnfit { .. } => ErrorKind::HostUnfit,
             Error::Conflict { .. } => ErrorKind::Conflict,
+            Error::Cgroup { kind, .. } | Error::Seccomp { kind, .. } => *kind,
             Error::Sys { .. } | Error::Hook { .. } | Error::Died { .. } => ErrorKind::Internal,
         }
     }

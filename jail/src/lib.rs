@@ -73,6 +73,8 @@
 //!    { Invalid, NotFound, CommandNotFound, CommandNotExecutable, HostUnfit, Conflict, Internal })
 //! ```
 
+pub mod cgroup;
 pub mod error;
+pub mod seccomp;
 
 pub use error::{Error, ErrorKind, Result};

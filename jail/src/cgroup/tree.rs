@@ -1,0 +1,188 @@
+//! Making and removing the directories of a cgroup: controllers are handed down the path on v2, empty cpusets are filled
+//! on v1; removal goes depth first and waits, for a bounded time, until the kernel lets go.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::error::{Error, hint};
+use super::layout::{Hierarchy, Version};
+use super::{files, procs};
+
+const REMOVE_LIMIT: Duration = Duration::from_secs(10);
+
+/// Why controllers could not be handed down a v2 path, by controller.
+pub type Refusals = BTreeMap<String, String>;
+
+/// Directories made for one container; removed again on drop unless kept.
+#[derive(Default)]
+pub struct Made {
+    dirs: Vec<PathBuf>,
+}
+
+impl Made {
+    /// They stay.
+    pub fn keep(mut self) {
+        self.dirs.clear();
+    }
+
+    fn mkdir(&mut self, dir: &Path) -> Result<(), Error> {
+        match std::fs::DirBuilder::new().mode(0o755).create(dir) {
+            Ok(()) => {
+                self.dirs.push(dir.to_owned());
+                Ok(())
+            }
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            Err(source) => Err(Error::Create {
+                path: dir.to_owned(),
+                hint: hint(&source),
+                source,
+            }),
+        }
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        for dir in self.dirs.iter().rev() {
+            // Not ours any more when somebody made a cgroup below a parent that we made.
+            if let Err(error) = std::fs::remove_dir(dir)
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                tracing::warn!(path = %dir.display(), %error, "cgroup left behind");
+            }
+        }
+    }
+}
+
+/// Makes `dir`, which lies in `hierarchy`, with its missing parents.
+pub fn create(hierarchy: &Hierarchy, dir: &Path, made: &mut Made) -> Result<Refusals, Error> {
+    let mut refusals = Refusals::new();
+    let mut path = hierarchy.mount_point.clone();
+    let below = dir
+        .strip_prefix(&hierarchy.mount_point)
+        .unwrap_or(Path::new(""));
+    let cpuset = hierarchy.controllers.iter().any(|c| c == "cpuset");
+    for name in below.components() {
+        if hierarchy.version == Version::V2 {
+            hand_down(&path, &mut refusals)?;
+        }
+        let parent = path.clone();
+        path.push(name);
+        // A parent that nobody uses may be removed under our hands: once more from above is enough for a directory we hold.
+        made.mkdir(&path)?;
+        if hierarchy.version != Version::V2 && cpuset {
+            inherit_cpuset(&parent, &path)?;
+        }
+    }
+    if hierarchy.version == Version::V2 {
+        check_type(dir)?;
+    }
+    Ok(refusals)
+}
+
+/// Lets the children of the v2 cgroup `parent` have all the controllers that `parent` has.
+fn hand_down(parent: &Path, refusals: &mut Refusals) -> Result<(), Error> {
+    let words = |file: &str| -> Result<Vec<String>, Error> {
+        let text = files::read_if_there(&parent.join(file))?.unwrap_or_default();
+        Ok(text.split_whitespace().map(str::to_owned).collect())
+    };
+    let given = words("cgroup.subtree_control")?;
+    let missing: Vec<String> = words("cgroup.controllers")?
+        .into_iter()
+        .filter(|c| !given.contains(c))
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let file = parent.join("cgroup.subtree_control");
+    let all: Vec<String> = missing.iter().map(|c| format!("+{c}")).collect();
+    if files::write_raw(&file, &all.join(" ")).is_ok() {
+        return Ok(());
+    }
+    for (controller, word) in missing.into_iter().zip(all) {
+        if let Err(source) = files::write_raw(&file, &word) {
+            refusals.insert(controller, why_refused(parent, &source));
+        }
+    }
+    Ok(())
+}
+
+fn why_refused(parent: &Path, source: &io::Error) -> String {
+    let parent = parent.display();
+    match source.raw_os_error() {
+        Some(libc::EBUSY) => format!(
+            "{parent} has processes of its own, and cgroup v2 hands controllers only down from cgroups without: move them into a child of it, or choose another cgroup parent"
+        ),
+        Some(libc::EOPNOTSUPP) => format!("{parent} is threaded: choose another cgroup parent"),
+        _ => format!("{parent}/cgroup.subtree_control: {source}{}", hint(source)),
+    }
+}
+
+/// A cgroup below a threaded one can hold no process group of its own.
+fn check_type(dir: &Path) -> Result<(), Error> {
+    let kind = files::read_if_there(&dir.join("cgroup.type"))?.unwrap_or_default();
+    match kind.trim() {
+        "" | "domain" | "domain threaded" => Ok(()),
+        kind => Err(Error::WrongType {
+            path: dir.to_owned(),
+            why: format!(
+                "its type is \"{kind}\" because a parent is threaded; choose another cgroup parent"
+            ),
+        }),
+    }
+}
+
+/// A new v1 cpuset is empty and takes no process: it gets what its parent has.
+fn inherit_cpuset(parent: &Path, dir: &Path) -> Result<(), Error> {
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        if files::read(&dir.join(file))?.trim().is_empty() {
+            let above = files::read(&parent.join(file))?;
+            files::write(&dir.join(file), above.trim())?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes `dir` and everything below. What does not exist is fine. A cgroup whose last process is only just dying is
+/// busy for a moment: tried again for ten seconds at most.
+pub fn remove(dir: &Path) -> Result<(), Error> {
+    let deadline = Instant::now() + REMOVE_LIMIT;
+    let mut pause = Duration::from_micros(500);
+    loop {
+        let Err(source) = remove_once(dir) else {
+            return Ok(());
+        };
+        if source.raw_os_error() != Some(libc::EBUSY) || Instant::now() > deadline {
+            return Err(Error::Remove {
+                pids: procs::pids(dir)
+                    .unwrap_or_default()
+                    .iter()
+                    .map(|p| p.as_raw())
+                    .collect(),
+                path: dir.to_owned(),
+                source,
+            });
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(50));
+    }
+}
+
+fn remove_once(dir: &Path) -> io::Result<()> {
+    match std::fs::remove_dir(dir) {
+        Ok(()) => return Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) if e.raw_os_error() != Some(libc::EBUSY) => return Err(e),
+        Err(_) => {}
+    }
+    for child in files::children(dir).map_err(|e| io::Error::other(e.to_string()))? {
+        remove_once(&child)?;
+    }
+    match std::fs::remove_dir(dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
