@@ -1,1 +1,29 @@
-//! end-to-end harness and cases
+//! The end-to-end harness: private daemons, real clients, a residue check after every case.
+//!
+//! A case is a function over [`Test`]. [`cases!`] lists the cases of a module; [`main`] expands each into one test per
+//! isolation and per client, `module::case::container::docker`, and runs them on one shared daemon. A case that wants to
+//! kill a daemon or start one with other flags asks for its own ([`Test::own_daemon`]).
+//!
+//! `CAISSON_TEST_TARGET=dockerd` runs the same cases against Debian's dockerd: a case that fails there is a wrong case.
+//!
+//! Must not know: anything inside the engine. It talks to programs, sockets and `/proc`, as a user could.
+
+pub mod case;
+pub mod client;
+pub mod daemon;
+pub mod fixture;
+pub mod residue;
+pub mod rest;
+pub mod target;
+pub mod terminal;
+#[path = "../../caisson/image_asset/toolbox.rs"]
+pub mod toolbox;
+
+pub use case::{Case, Test, main};
+pub use client::{Background, Cli, Outcome};
+pub use daemon::Daemon;
+pub use target::Target;
+pub use terminal::Terminal;
+
+/// The image most cases use.
+pub const IMAGE: &str = toolbox::REFERENCE;
