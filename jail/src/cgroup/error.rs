@@ -31,6 +31,8 @@ pub enum Error {
         limit: String,
         why: String,
     },
+    #[error("{limit} cannot be applied here: {why}")]
+    Unsupported { limit: String, why: String },
     #[error("cannot create cgroup {path}: {source}{hint}")]
     Create {
         path: PathBuf,
@@ -91,6 +93,7 @@ impl Error {
             Error::NotFound { .. } => ErrorKind::NotFound,
             Error::NotMounted
             | Error::MissingController { .. }
+            | Error::Unsupported { .. }
             | Error::NoFreezer
             | Error::NoDeviceControl => ErrorKind::HostUnfit,
             Error::InUse { .. }

@@ -7,11 +7,16 @@
 //! best first: v2 `CLONE_INTO_CGROUP` with [`Cgroup::dir_fd`]; v1 [`Cgroup::entrance`], by which a single-threaded process
 //! moves itself; [`Cgroup::join`] as the last resort.
 
+mod apply;
+mod bpf;
+mod bpf_sys;
+mod devices;
 mod entrance;
 mod error;
 mod files;
 mod layout;
 mod oom;
+mod plan;
 mod procs;
 mod stats;
 mod tree;
@@ -99,7 +104,7 @@ impl Cgroup {
         self.places.iter().any(|p| p.dir.is_dir())
     }
 
-    /// Makes it and applies the limits. An existing empty cgroup is used as it is; one with processes is an error. On `Err`
+    /// Makes it and applies the limits and device rules. An existing empty cgroup is used as it is; one with processes is an error. On `Err`
     /// what was made is removed again.
     pub fn create(&self, resources: Option<&LinuxResources>) -> Result<()> {
         let mut made = tree::Made::default();
@@ -115,15 +120,32 @@ impl Cgroup {
             tree::create(&place.hierarchy, &place.dir, &mut made)?;
         }
         if let Some(resources) = resources {
-            self.update(resources)?;
+            apply::limits(self, resources)?;
+        }
+        // Inside a user namespace no device node can be made or used that was not given, and nobody may filter.
+        if !in_user_namespace() {
+            let rules = resources.and_then(|r| r.devices().as_deref());
+            apply::device_rules(self, rules.unwrap_or_default())?;
         }
         made.keep();
         Ok(())
     }
 
-    /// Applies limits to the existing cgroup. What `resources` does not mention stays as it is.
+    /// Applies limits to the existing cgroup. What `resources` does not mention stays as it is; device rules, if any, are taken
+    /// as the complete list.
     pub fn update(&self, resources: &LinuxResources) -> Result<()> {
-        let _ = resources;
+        if !self.exists() {
+            return Err(Error::NotFound {
+                path: self.path.clone(),
+            }
+            .into());
+        }
+        apply::limits(self, resources)?;
+        if let Some(rules) = resources.devices().as_deref().filter(|r| !r.is_empty())
+            && !in_user_namespace()
+        {
+            apply::device_rules(self, rules)?;
+        }
         Ok(())
     }
 
@@ -360,6 +382,12 @@ impl Cgroup {
             .or_else(|| self.v1("pids"))
             .unwrap_or(&self.places[0].dir)
     }
+}
+
+/// Whether this process is root of less than the machine.
+fn in_user_namespace() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    !map.is_empty() && map.split_whitespace().ne(["0", "0", "4294967295"])
 }
 
 /// The controllers that can be used here, by their v2 names.

@@ -118,7 +118,10 @@ pub fn memory_v1(dir: &Path, stats: &mut Stats) -> Result<(), Error> {
     // Unlimited is the largest multiple of the page size that an i64 holds.
     stats.memory_limit_bytes = files::read_number(&dir.join("memory.limit_in_bytes"))?
         .filter(|&l| l < (i64::MAX as u64) / 65536 * 65536);
-    stats.memory_failures = files::read_number(&dir.join("memory.failcnt"))?;
+    // When swap is not allowed the bound of both is met first, and counts by itself.
+    let failures = files::read_number(&dir.join("memory.failcnt"))?;
+    let with_swap = files::read_number(&dir.join("memory.memsw.failcnt"))?;
+    stats.memory_failures = failures.map(|n| n + with_swap.unwrap_or(0));
     stats.memory_detail = files::read_pairs(&dir.join("memory.stat"))?
         .into_iter()
         .collect();

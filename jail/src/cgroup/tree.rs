@@ -1,7 +1,6 @@
 //! Making and removing the directories of a cgroup: controllers are handed down the path on v2, empty cpusets are filled
 //! on v1; removal goes depth first and waits, for a bounded time, until the kernel lets go.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -12,9 +11,6 @@ use super::layout::{Hierarchy, Version};
 use super::{files, procs};
 
 const REMOVE_LIMIT: Duration = Duration::from_secs(10);
-
-/// Why controllers could not be handed down a v2 path, by controller.
-pub type Refusals = BTreeMap<String, String>;
 
 /// Directories made for one container; removed again on drop unless kept.
 #[derive(Default)]
@@ -58,8 +54,7 @@ impl Drop for Made {
 }
 
 /// Makes `dir`, which lies in `hierarchy`, with its missing parents.
-pub fn create(hierarchy: &Hierarchy, dir: &Path, made: &mut Made) -> Result<Refusals, Error> {
-    let mut refusals = Refusals::new();
+pub fn create(hierarchy: &Hierarchy, dir: &Path, made: &mut Made) -> Result<(), Error> {
     let mut path = hierarchy.mount_point.clone();
     let below = dir
         .strip_prefix(&hierarchy.mount_point)
@@ -67,7 +62,7 @@ pub fn create(hierarchy: &Hierarchy, dir: &Path, made: &mut Made) -> Result<Refu
     let cpuset = hierarchy.controllers.iter().any(|c| c == "cpuset");
     for name in below.components() {
         if hierarchy.version == Version::V2 {
-            hand_down(&path, &mut refusals)?;
+            hand_down(&path)?;
         }
         let parent = path.clone();
         path.push(name);
@@ -80,34 +75,60 @@ pub fn create(hierarchy: &Hierarchy, dir: &Path, made: &mut Made) -> Result<Refu
     if hierarchy.version == Version::V2 {
         check_type(dir)?;
     }
-    Ok(refusals)
+    Ok(())
 }
 
-/// Lets the children of the v2 cgroup `parent` have all the controllers that `parent` has.
-fn hand_down(parent: &Path, refusals: &mut Refusals) -> Result<(), Error> {
-    let words = |file: &str| -> Result<Vec<String>, Error> {
-        let text = files::read_if_there(&parent.join(file))?.unwrap_or_default();
-        Ok(text.split_whitespace().map(str::to_owned).collect())
-    };
-    let given = words("cgroup.subtree_control")?;
-    let missing: Vec<String> = words("cgroup.controllers")?
+/// Lets the children of the v2 cgroup `parent` have all the controllers that `parent` has. One that is refused is missed only
+/// when a limit asks for it: then [`why_missing`] tells.
+fn hand_down(parent: &Path) -> Result<(), Error> {
+    let given = controllers(parent, "cgroup.subtree_control")?;
+    let mut words: Vec<String> = controllers(parent, "cgroup.controllers")?
         .into_iter()
         .filter(|c| !given.contains(c))
+        .map(|c| format!("+{c}"))
         .collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
     let file = parent.join("cgroup.subtree_control");
-    let all: Vec<String> = missing.iter().map(|c| format!("+{c}")).collect();
-    if files::write_raw(&file, &all.join(" ")).is_ok() {
+    if words.is_empty() || files::write_raw(&file, &words.join(" ")).is_ok() {
         return Ok(());
     }
-    for (controller, word) in missing.into_iter().zip(all) {
-        if let Err(source) = files::write_raw(&file, &word) {
-            refusals.insert(controller, why_refused(parent, &source));
-        }
-    }
+    words.retain(|word| files::write_raw(&file, word).is_err());
+    tracing::debug!(parent = %parent.display(), refused = ?words, "controllers not handed down");
     Ok(())
+}
+
+fn controllers(dir: &Path, file: &str) -> Result<Vec<String>, Error> {
+    let text = files::read_if_there(&dir.join(file))?.unwrap_or_default();
+    Ok(text.split_whitespace().map(str::to_owned).collect())
+}
+
+/// Why the v2 cgroup `dir` does not have `controller`: asks each parent once more.
+pub fn why_missing(hierarchy: &Hierarchy, dir: &Path, controller: &str) -> String {
+    let has = |dir: &Path, file| {
+        controllers(dir, file).is_ok_and(|list| list.iter().any(|c| c == controller))
+    };
+    let mut parent = hierarchy.mount_point.clone();
+    if !has(&parent, "cgroup.controllers") {
+        return format!(
+            "{}/cgroup.controllers does not list it: the kernel was built without it, booted with cgroup_disable={controller}, or has it on a v1 hierarchy; inside a container, the engine outside has to delegate it",
+            parent.display()
+        );
+    }
+    for name in dir
+        .strip_prefix(&parent.clone())
+        .unwrap_or(Path::new(""))
+        .components()
+    {
+        if !has(&parent, "cgroup.subtree_control")
+            && let Err(e) = files::write_raw(
+                &parent.join("cgroup.subtree_control"),
+                &format!("+{controller}"),
+            )
+        {
+            return why_refused(&parent, &e);
+        }
+        parent.push(name);
+    }
+    format!("{} does not have it", dir.display())
 }
 
 fn why_refused(parent: &Path, source: &io::Error) -> String {
