@@ -3,8 +3,10 @@
 //! One executable, two lives: `caisson daemon …` becomes the engine's process (`daemon`), everything else is a short-lived
 //! client of the Docker Engine API (`cli`). The two share nothing but the JSON shapes of `caisson-api`.
 
+mod api;
 mod cli;
 mod daemon;
+mod default_image;
 
 use std::process::ExitCode;
 

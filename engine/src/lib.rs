@@ -7,6 +7,7 @@
 //! Must not know: HTTP, KVM, namespaces.
 
 mod error;
+mod images;
 mod options;
 
 use std::path::Path;
@@ -19,6 +20,7 @@ use futures_util::Stream;
 
 pub use caisson_runtime as runtime;
 pub use error::{Error, ErrorKind, Result};
+pub use images::*;
 pub use options::*;
 
 /// The engine; cheap to clone, all clones are the same engine.

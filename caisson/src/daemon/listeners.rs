@@ -42,7 +42,10 @@ impl Drop for MadeSocket {
 impl Listeners {
     /// Listens on every host.
     pub fn open(hosts: &[Host], group: Option<&str>) -> Result<Self, String> {
-        let mut all = Listeners { sockets: Vec::new(), made: Vec::new() };
+        let mut all = Listeners {
+            sockets: Vec::new(),
+            made: Vec::new(),
+        };
         for host in hosts {
             match host {
                 Host::Unix(path) => {
@@ -73,22 +76,37 @@ impl Listeners {
 fn inherited(name: Option<&str>) -> Result<Vec<Listener>, String> {
     let mut fds = listenfd::ListenFd::from_env();
     if fds.len() == 0 {
-        return Err("-H fd:// needs sockets handed over by systemd (a .socket unit), and there are none".into());
+        return Err(
+            "-H fd:// needs sockets handed over by systemd (a .socket unit), and there are none"
+                .into(),
+        );
     }
-    let names: Vec<String> =
-        std::env::var("LISTEN_FDNAMES").unwrap_or_default().split(':').map(str::to_owned).collect();
+    let names: Vec<String> = std::env::var("LISTEN_FDNAMES")
+        .unwrap_or_default()
+        .split(':')
+        .map(str::to_owned)
+        .collect();
     let mut found = Vec::new();
     for index in 0..fds.len() {
-        let wanted = name.is_none_or(|n| n == (index + 3).to_string() || names.get(index).is_some_and(|x| x == n));
+        let wanted = name.is_none_or(|n| {
+            n == (index + 3).to_string() || names.get(index).is_some_and(|x| x == n)
+        });
         if !wanted {
             continue;
         }
         let unix = fds.take_unix_listener(index);
         let listener = match unix {
             Ok(Some(listener)) => Some(Listener::Unix(listener)),
-            _ => fds.take_tcp_listener(index).ok().flatten().map(Listener::Tcp),
+            _ => fds
+                .take_tcp_listener(index)
+                .ok()
+                .flatten()
+                .map(Listener::Tcp),
         };
-        found.push(listener.ok_or(format!("descriptor {} from systemd is not a listening stream socket", index + 3))?);
+        found.push(listener.ok_or(format!(
+            "descriptor {} from systemd is not a listening stream socket",
+            index + 3
+        ))?);
     }
     match (found.is_empty(), name) {
         (true, Some(name)) => Err(format!("systemd handed over no socket named {name:?}")),
@@ -97,14 +115,19 @@ fn inherited(name: Option<&str>) -> Result<Vec<Listener>, String> {
 }
 
 fn listen_unix(path: &Path, group: Option<&str>) -> Result<(UnixListener, MadeSocket), String> {
-    let failed = |what: &str, e: &dyn std::fmt::Display| format!("cannot listen on unix://{}: {what}: {e}", path.display());
+    let failed = |what: &str, e: &dyn std::fmt::Display| {
+        format!("cannot listen on unix://{}: {what}: {e}", path.display())
+    };
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent).map_err(|e| failed("making its directory", &e))?;
     }
     match std::fs::symlink_metadata(path) {
         Err(_) => {}
         Ok(meta) if !meta.file_type().is_socket() => {
-            return Err(format!("cannot listen on unix://{}: the path exists and is not a socket", path.display()));
+            return Err(format!(
+                "cannot listen on unix://{}: the path exists and is not a socket",
+                path.display()
+            ));
         }
         Ok(_) => {
             if UnixStream::connect(path).is_ok() {
@@ -119,14 +142,18 @@ fn listen_unix(path: &Path, group: Option<&str>) -> Result<(UnixListener, MadeSo
     // Left by a killed daemon of the same process id, if it exists at all.
     let _ = std::fs::remove_file(&aside);
     let listener = UnixListener::bind(&aside).map_err(|e| failed("bind", &e))?;
-    let prepared = (|| {
-        std::fs::set_permissions(&aside, std::fs::Permissions::from_mode(0o660)).map_err(|e| failed("chmod", &e))?;
+    let prepared = (|| -> Result<MadeSocket, String> {
+        std::fs::set_permissions(&aside, std::fs::Permissions::from_mode(0o660))
+            .map_err(|e| failed("chmod", &e))?;
         if let Some(gid) = group_id(group)? {
             std::os::unix::fs::chown(&aside, None, Some(gid)).map_err(|e| failed("chgrp", &e))?;
         }
         let meta = std::fs::symlink_metadata(&aside).map_err(|e| failed("stat", &e))?;
         std::fs::rename(&aside, path).map_err(|e| failed("rename", &e))?;
-        Ok(MadeSocket { path: path.to_owned(), inode: (meta.dev(), meta.ino()) })
+        Ok(MadeSocket {
+            path: path.to_owned(),
+            inode: (meta.dev(), meta.ino()),
+        })
     })();
     if prepared.is_err() {
         let _ = std::fs::remove_file(&aside);
@@ -143,7 +170,9 @@ fn group_id(group: Option<&str>) -> Result<Option<u32>, String> {
     match nix::unistd::Group::from_name(name) {
         Ok(Some(found)) => Ok(Some(found.gid.as_raw())),
         Ok(None) if group.is_none() => Ok(None),
-        Ok(None) => Err(format!("group {name:?} does not exist: make it with `groupadd {name}` or choose another with --group")),
+        Ok(None) => Err(format!(
+            "group {name:?} does not exist: make it with `groupadd {name}` or choose another with --group"
+        )),
         Err(e) => Err(format!("cannot look up group {name:?}: {e}")),
     }
 }
@@ -164,13 +193,25 @@ mod tests {
         open(&dir.path().join("stale")).expect("stale sockets are replaced");
 
         let first = open(&path).expect("free path");
-        assert_eq!(std::fs::metadata(&path).expect("exists").permissions().mode() & 0o777, 0o660);
+        assert_eq!(
+            std::fs::metadata(&path)
+                .expect("exists")
+                .permissions()
+                .mode()
+                & 0o777,
+            0o660
+        );
         let refused = open(&path).err().expect("live socket");
         assert!(refused.contains("another daemon listens"), "{refused}");
         UnixStream::connect(&path).expect("the first one is unharmed");
         drop(first);
         assert!(!path.exists());
-        assert_eq!(std::fs::read_dir(path.parent().expect("has one")).expect("readable").count(), 0);
+        assert_eq!(
+            std::fs::read_dir(path.parent().expect("has one"))
+                .expect("readable")
+                .count(),
+            0
+        );
     }
 
     #[test]

@@ -15,7 +15,9 @@ pub struct PidFile {
 impl PidFile {
     /// Writes our process id; fails when another daemon holds the file.
     pub fn create(path: &Path) -> Result<Self, String> {
-        let failed = |what: &str, e: &dyn std::fmt::Display| format!("cannot {what} the pid file {}: {e}", path.display());
+        let failed = |what: &str, e: &dyn std::fmt::Display| {
+            format!("cannot {what} the pid file {}: {e}", path.display())
+        };
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent).map_err(|e| failed("make the directory of", &e))?;
         }
@@ -43,7 +45,10 @@ impl PidFile {
         locked.set_len(0).map_err(|e| failed("write", &e))?;
         locked.rewind().map_err(|e| failed("write", &e))?;
         write!(locked, "{}", std::process::id()).map_err(|e| failed("write", &e))?;
-        Ok(PidFile { path: path.to_owned(), _locked: locked })
+        Ok(PidFile {
+            path: path.to_owned(),
+            _locked: locked,
+        })
     }
 }
 
@@ -65,9 +70,15 @@ mod tests {
         std::fs::create_dir_all(path.parent().expect("has one")).expect("mkdir");
         std::fs::write(&path, "999999 and more").expect("write");
         let first = PidFile::create(&path).expect("stale file");
-        assert_eq!(std::fs::read_to_string(&path).expect("readable"), std::process::id().to_string());
+        assert_eq!(
+            std::fs::read_to_string(&path).expect("readable"),
+            std::process::id().to_string()
+        );
         let refused = PidFile::create(&path).err().expect("held");
-        assert!(refused.contains(&std::process::id().to_string()), "{refused}");
+        assert!(
+            refused.contains(&std::process::id().to_string()),
+            "{refused}"
+        );
         drop(first);
         assert!(!path.exists());
         PidFile::create(&path).expect("free again");

@@ -25,7 +25,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Serves one socket for ever; ends when its task is aborted.
 pub async fn serve<S>(listener: Listener, tls: Option<Arc<TlsAcceptor>>, service: S)
 where
-    S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible>
+        + Clone
+        + Send
+        + 'static,
     S::Future: Send,
 {
     let result = match listener {
@@ -45,7 +48,10 @@ where
 
 async fn serve_unix<S>(socket: UnixListener, service: S) -> io::Result<()>
 where
-    S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible>
+        + Clone
+        + Send
+        + 'static,
     S::Future: Send,
 {
     loop {
@@ -59,9 +65,16 @@ where
     }
 }
 
-async fn serve_tcp<S>(socket: TcpListener, tls: Option<Arc<TlsAcceptor>>, service: S) -> io::Result<()>
+async fn serve_tcp<S>(
+    socket: TcpListener,
+    tls: Option<Arc<TlsAcceptor>>,
+    service: S,
+) -> io::Result<()>
 where
-    S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible>
+        + Clone
+        + Send
+        + 'static,
     S::Future: Send,
 {
     loop {
@@ -76,7 +89,9 @@ where
         tokio::spawn(async move {
             // A delayed small packet would only slow interactive streams down.
             let _ = stream.set_nodelay(true);
-            let Some(tls) = tls else { return converse(stream, service).await };
+            let Some(tls) = tls else {
+                return converse(stream, service).await;
+            };
             match tokio::time::timeout(PATIENCE, tls.accept(stream)).await {
                 Ok(Ok(stream)) => converse(stream, service).await,
                 Ok(Err(error)) => tracing::info!(%peer, %error, "TLS handshake failed"),
@@ -101,12 +116,17 @@ async fn pause_after(error: io::Error) -> io::Result<()> {
 
 async fn converse<S>(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, service: S)
 where
-    S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible>
+        + Clone
+        + Send
+        + 'static,
     S::Future: Send,
 {
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(None);
-    let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)).with_upgrades();
+    let connection = http
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))
+        .with_upgrades();
     if let Err(error) = connection.await {
         tracing::debug!(%error, "connection ended");
     }

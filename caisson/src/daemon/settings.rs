@@ -117,10 +117,22 @@ pub fn read_config_file(named: Option<&Path>) -> Result<ConfigFile, String> {
     let path = named.unwrap_or(Path::new(CONFIG_FILE));
     let text = match std::fs::read(path) {
         Ok(text) => text,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound && named.is_none() => return Ok(ConfigFile::default()),
-        Err(e) => return Err(format!("cannot read the configuration file {}: {e}", path.display())),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound && named.is_none() => {
+            return Ok(ConfigFile::default());
+        }
+        Err(e) => {
+            return Err(format!(
+                "cannot read the configuration file {}: {e}",
+                path.display()
+            ));
+        }
     };
-    parse_config_file(&text).map_err(|e| format!("the configuration file {} is not valid: {e}", path.display()))
+    parse_config_file(&text).map_err(|e| {
+        format!(
+            "the configuration file {} is not valid: {e}",
+            path.display()
+        )
+    })
 }
 
 fn parse_config_file(text: &[u8]) -> Result<ConfigFile, serde_json::Error> {
@@ -146,8 +158,14 @@ impl Once {
         }
     }
 
-    fn list(&mut self, name: &'static str, flag: Vec<String>, file: Option<Vec<String>>) -> Vec<String> {
-        self.of(name, (!flag.is_empty()).then_some(flag), file).unwrap_or_default()
+    fn list(
+        &mut self,
+        name: &'static str,
+        flag: Vec<String>,
+        file: Option<Vec<String>>,
+    ) -> Vec<String> {
+        self.of(name, (!flag.is_empty()).then_some(flag), file)
+            .unwrap_or_default()
     }
 
     fn switch(&mut self, name: &'static str, flag: bool, file: Option<bool>) -> bool {
@@ -162,7 +180,9 @@ pub fn resolve(flags: Flags, file: ConfigFile) -> Result<Settings, String> {
     let level = once.of("log-level", flags.log_level, file.log_level);
     let format = once.of("log-format", flags.log_format, file.log_format);
     let hosts = once.list("hosts", flags.hosts, file.hosts);
-    let exec_root = once.of("exec-root", flags.exec_root, file.exec_root).unwrap_or_else(|| "/run/caisson".into());
+    let exec_root = once
+        .of("exec-root", flags.exec_root, file.exec_root)
+        .unwrap_or_else(|| "/run/caisson".into());
     let pidfile = once.of("pidfile", flags.pidfile, file.pidfile);
     let tls = resolve_tls(
         once.switch("tls", flags.tls, file.tls),
@@ -176,22 +196,37 @@ pub fn resolve(flags: Flags, file: ConfigFile) -> Result<Settings, String> {
     if let Some(driver) = once.of("storage-driver", flags.storage_driver, file.storage_driver)
         && !matches!(driver.as_str(), "" | "overlay2" | "overlay")
     {
-        return Err(format!("storage driver {driver:?} is not known: overlay2 is the only one"));
+        return Err(format!(
+            "storage driver {driver:?} is not known: overlay2 is the only one"
+        ));
     }
-    if let Some(runtime) = once.of("default-runtime", flags.default_runtime, file.default_runtime)
-        && !matches!(runtime.as_str(), "" | "caisson" | "runc" | "io.containerd.runc.v2")
-    {
+    if let Some(runtime) = once.of(
+        "default-runtime",
+        flags.default_runtime,
+        file.default_runtime,
+    ) && !matches!(
+        runtime.as_str(),
+        "" | "caisson" | "runc" | "io.containerd.runc.v2"
+    ) {
         return Err(format!(
             "runtime {runtime:?} is not known: choose the wall with --default-isolation instead"
         ));
     }
     let isolation = |text: Option<String>| -> Result<Option<Isolation>, String> {
-        text.filter(|t| !t.is_empty() && t != "default").map(|t| t.parse()).transpose()
+        text.filter(|t| !t.is_empty() && t != "default")
+            .map(|t| t.parse())
+            .transpose()
     };
-    let require_isolation =
-        isolation(once.of("require-isolation", flags.require_isolation, file.require_isolation))?;
-    let default_isolation =
-        isolation(once.of("default-isolation", flags.default_isolation, file.default_isolation))?;
+    let require_isolation = isolation(once.of(
+        "require-isolation",
+        flags.require_isolation,
+        file.require_isolation,
+    ))?;
+    let default_isolation = isolation(once.of(
+        "default-isolation",
+        flags.default_isolation,
+        file.default_isolation,
+    ))?;
     if let (Some(default), Some(required)) = (default_isolation, require_isolation)
         && default != required
     {
@@ -199,7 +234,11 @@ pub fn resolve(flags: Flags, file: ConfigFile) -> Result<Settings, String> {
             "--default-isolation={default} contradicts --require-isolation={required}: no container could be made by default"
         ));
     }
-    let flag_ulimits = flags.default_ulimits.iter().map(|u| parse_ulimit(u)).collect::<Result<Vec<_>, _>>()?;
+    let flag_ulimits = flags
+        .default_ulimits
+        .iter()
+        .map(|u| parse_ulimit(u))
+        .collect::<Result<Vec<_>, _>>()?;
     let file_ulimits = file.default_ulimits.map(|map| {
         let limits = map.into_iter().map(|(name, limit)| {
             let soft = limit.soft.or(limit.hard).unwrap_or(0);
@@ -208,42 +247,93 @@ pub fn resolve(flags: Flags, file: ConfigFile) -> Result<Settings, String> {
         limits.collect::<Vec<_>>()
     });
     let flag_log_opts = parse_pairs("log-opt", &flags.log_opts)?;
-    let shutdown_timeout = once.of("shutdown-timeout", flags.shutdown_timeout, file.shutdown_timeout).unwrap_or(15);
+    let shutdown_timeout = once
+        .of(
+            "shutdown-timeout",
+            flags.shutdown_timeout,
+            file.shutdown_timeout,
+        )
+        .unwrap_or(15);
     let settings = Settings {
         hosts: parse_hosts(&hosts, tls.is_some())?,
-        group: once.of("group", flags.group, file.group).filter(|g| !g.is_empty()),
+        group: once
+            .of("group", flags.group, file.group)
+            .filter(|g| !g.is_empty()),
         data_root: absolute(
-            once.of("data-root", flags.data_root, file.data_root).unwrap_or_else(|| "/var/lib/caisson".into()),
+            once.of("data-root", flags.data_root, file.data_root)
+                .unwrap_or_else(|| "/var/lib/caisson".into()),
         )?,
         pidfile: absolute(pidfile.unwrap_or_else(|| exec_root.join("caisson.pid")))?,
         exec_root: absolute(exec_root)?,
-        level: if debug { Level::Debug } else { parse_level(level.as_deref().unwrap_or("info"))? },
+        level: if debug {
+            Level::Debug
+        } else {
+            parse_level(level.as_deref().unwrap_or("info"))?
+        },
         log_json: match format.as_deref() {
             None | Some("" | "text") => false,
             Some("json") => true,
-            Some(other) => return Err(format!("log format {other:?} is not known: use text or json")),
+            Some(other) => {
+                return Err(format!(
+                    "log format {other:?} is not known: use text or json"
+                ));
+            }
         },
         tls,
         insecure_tcp: flags.insecure_tcp_without_client_certificates,
-        default_isolation: default_isolation.or(require_isolation).unwrap_or(Isolation::Container),
+        default_isolation: default_isolation
+            .or(require_isolation)
+            .unwrap_or(Isolation::Container),
         require_isolation,
-        userns_remap: once.of("userns-remap", flags.userns_remap, file.userns_remap).filter(|u| !u.is_empty()),
+        userns_remap: once
+            .of("userns-remap", flags.userns_remap, file.userns_remap)
+            .filter(|u| !u.is_empty()),
         default_ulimits: once
-            .of("default-ulimits", (!flag_ulimits.is_empty()).then_some(flag_ulimits), file_ulimits)
+            .of(
+                "default-ulimits",
+                (!flag_ulimits.is_empty()).then_some(flag_ulimits),
+                file_ulimits,
+            )
             .unwrap_or_default(),
         default_shm_size_bytes: once
-            .of("default-shm-size", flags.default_shm_size, file.default_shm_size)
-            .map(|t| parse_bytes(&t).ok_or(format!("default-shm-size {t:?} is not a size: write 64m, 1g, …")))
+            .of(
+                "default-shm-size",
+                flags.default_shm_size,
+                file.default_shm_size,
+            )
+            .map(|t| {
+                parse_bytes(&t).ok_or(format!(
+                    "default-shm-size {t:?} is not a size: write 64m, 1g, …"
+                ))
+            })
             .transpose()?,
-        log_driver: once.of("log-driver", flags.log_driver, file.log_driver).unwrap_or_else(|| "json-file".into()),
+        log_driver: once
+            .of("log-driver", flags.log_driver, file.log_driver)
+            .unwrap_or_else(|| "json-file".into()),
         log_opts: once
-            .of("log-opts", (!flag_log_opts.is_empty()).then_some(flag_log_opts), file.log_opts)
+            .of(
+                "log-opts",
+                (!flag_log_opts.is_empty()).then_some(flag_log_opts),
+                file.log_opts,
+            )
             .unwrap_or_default(),
-        insecure_registries: once.list("insecure-registries", flags.insecure_registries, file.insecure_registries),
-        registry_mirrors: once.list("registry-mirrors", flags.registry_mirrors, file.registry_mirrors),
-        cgroup_parent: once.of("cgroup-parent", flags.cgroup_parent, file.cgroup_parent).filter(|c| !c.is_empty()),
+        insecure_registries: once.list(
+            "insecure-registries",
+            flags.insecure_registries,
+            file.insecure_registries,
+        ),
+        registry_mirrors: once.list(
+            "registry-mirrors",
+            flags.registry_mirrors,
+            file.registry_mirrors,
+        ),
+        cgroup_parent: once
+            .of("cgroup-parent", flags.cgroup_parent, file.cgroup_parent)
+            .filter(|c| !c.is_empty()),
         init: once.switch("init", flags.init, file.init),
-        live_restore: once.of("live-restore", flags.live_restore, file.live_restore).unwrap_or(true),
+        live_restore: once
+            .of("live-restore", flags.live_restore, file.live_restore)
+            .unwrap_or(true),
         shutdown_timeout: match shutdown_timeout {
             negative if negative < 0 => Duration::MAX,
             seconds => Duration::from_secs(seconds.unsigned_abs()),
@@ -273,7 +363,8 @@ fn resolve_tls(tls: bool, verify: bool, files: [Option<PathBuf>; 3]) -> Option<T
     if !tls && !verify {
         return None;
     }
-    let home = std::env::var_os("DOCKER_CERT_PATH").map_or_else(|| PathBuf::from("/etc/caisson/tls"), PathBuf::from);
+    let home = std::env::var_os("DOCKER_CERT_PATH")
+        .map_or_else(|| PathBuf::from("/etc/caisson/tls"), PathBuf::from);
     let [ca, cert, key] = files;
     Some(TlsSettings {
         verify,
@@ -287,7 +378,10 @@ fn parse_hosts(texts: &[String], tls: bool) -> Result<Vec<Host>, String> {
     if texts.is_empty() {
         return Ok(vec![Host::Unix("/run/caisson.sock".into())]);
     }
-    texts.iter().map(|text| parse_host(text.trim(), tls)).collect()
+    texts
+        .iter()
+        .map(|text| parse_host(text.trim(), tls))
+        .collect()
 }
 
 /// `unix://PATH`, `tcp://[ADDRESS][:PORT]`, `fd://[NAME]`.
@@ -296,25 +390,35 @@ pub fn parse_host(text: &str, tls: bool) -> Result<Host, String> {
         return match path {
             "" => Ok(Host::Unix("/run/caisson.sock".into())),
             path if path.starts_with('/') => Ok(Host::Unix(path.into())),
-            _ => Err(format!("host {text:?}: the path of a socket must be absolute")),
+            _ => Err(format!(
+                "host {text:?}: the path of a socket must be absolute"
+            )),
         };
     }
     if let Some(rest) = text.strip_prefix("fd://") {
-        return Ok(Host::Fd((!rest.is_empty() && rest != "*").then(|| rest.to_owned())));
+        return Ok(Host::Fd(
+            (!rest.is_empty() && rest != "*").then(|| rest.to_owned()),
+        ));
     }
     if let Some(rest) = text.strip_prefix("tcp://") {
         let rest = rest.trim_end_matches('/');
         let default_port = if tls { 2376 } else { 2375 };
-        let has_port = rest.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok() && !port.is_empty());
+        let has_port = rest
+            .rsplit_once(':')
+            .is_some_and(|(_, port)| port.parse::<u16>().is_ok() && !port.is_empty());
         return match rest {
             "" => Ok(Host::Tcp(format!("127.0.0.1:{default_port}"))),
             r if r.starts_with(':') && has_port => Ok(Host::Tcp(format!("127.0.0.1{r}"))),
             r if has_port && (!r.contains("::") || r.contains("]:")) => Ok(Host::Tcp(r.to_owned())),
-            r if r.contains('/') || r.ends_with(':') => Err(format!("host {text:?} is not tcp://ADDRESS:PORT")),
+            r if r.contains('/') || r.ends_with(':') => {
+                Err(format!("host {text:?} is not tcp://ADDRESS:PORT"))
+            }
             r => Ok(Host::Tcp(format!("{r}:{default_port}"))),
         };
     }
-    Err(format!("host {text:?} is not understood: use unix://PATH, tcp://ADDRESS:PORT or fd://"))
+    Err(format!(
+        "host {text:?} is not understood: use unix://PATH, tcp://ADDRESS:PORT or fd://"
+    ))
 }
 
 fn parse_level(text: &str) -> Result<Level, String> {
@@ -323,7 +427,9 @@ fn parse_level(text: &str) -> Result<Level, String> {
         "info" => Ok(Level::Info),
         "warn" | "warning" => Ok(Level::Warn),
         "error" | "fatal" | "panic" => Ok(Level::Error),
-        other => Err(format!("log level {other:?} is not known: use debug, info, warn, error or fatal")),
+        other => Err(format!(
+            "log level {other:?} is not known: use debug, info, warn, error or fatal"
+        )),
     }
 }
 
@@ -342,7 +448,9 @@ fn parse_ulimit(text: &str) -> Result<(String, i64, i64), String> {
 
 fn parse_pairs(flag: &str, texts: &[String]) -> Result<BTreeMap<String, String>, String> {
     let pair = |text: &String| {
-        let (key, value) = text.split_once('=').ok_or_else(|| format!("{flag} {text:?} is not KEY=VALUE"))?;
+        let (key, value) = text
+            .split_once('=')
+            .ok_or_else(|| format!("{flag} {text:?} is not KEY=VALUE"))?;
         Ok((key.to_owned(), value.to_owned()))
     };
     texts.iter().map(pair).collect()
@@ -351,7 +459,9 @@ fn parse_pairs(flag: &str, texts: &[String]) -> Result<BTreeMap<String, String>,
 /// `64m`, `1g`, `512KiB`, plain bytes.
 fn parse_bytes(text: &str) -> Option<u64> {
     let text = text.trim().to_ascii_lowercase();
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
     let number: u64 = text[..digits].parse().ok()?;
     let shift = match text[digits..].trim() {
         "" | "b" => 0,
@@ -374,8 +484,12 @@ mod tests {
     use clap::Parser;
 
     fn settings(args: &[&str], file: &str) -> Result<Settings, String> {
-        let flags = Flags::try_parse_from(std::iter::once(&"caisson daemon").chain(args)).map_err(|e| e.to_string())?;
-        resolve(flags, parse_config_file(file.as_bytes()).map_err(|e| e.to_string())?)
+        let flags = Flags::try_parse_from(std::iter::once(&"caisson daemon").chain(args))
+            .map_err(|e| e.to_string())?;
+        resolve(
+            flags,
+            parse_config_file(file.as_bytes()).map_err(|e| e.to_string())?,
+        )
     }
 
     #[test]
@@ -402,34 +516,85 @@ mod tests {
         ] {
             assert_eq!(parse_host(text, tls), Ok(expected), "{text}");
         }
-        for text in ["unix://relative", "http://x", "/run/x.sock", "tcp://a/b", "tcp://a:"] {
+        for text in [
+            "unix://relative",
+            "http://x",
+            "/run/x.sock",
+            "tcp://a/b",
+            "tcp://a:",
+        ] {
             assert!(parse_host(text, false).is_err(), "{text}");
         }
     }
 
     #[test]
     fn tcp_needs_client_certificates() {
-        for args in [&["-H", "tcp://0.0.0.0:1"][..], &["-H", "tcp://0.0.0.0:1", "--tls"]] {
-            assert!(settings(args, "").expect_err("refused").contains("root on this host"));
+        for args in [
+            &["-H", "tcp://0.0.0.0:1"][..],
+            &["-H", "tcp://0.0.0.0:1", "--tls"],
+        ] {
+            assert!(
+                settings(args, "")
+                    .expect_err("refused")
+                    .contains("root on this host")
+            );
         }
-        assert!(settings(&["-H", "tcp://:1", "--tlsverify"], "").expect("fine").tls.expect("on").verify);
-        assert!(settings(&["-H", "tcp://:1", "--insecure-tcp-without-client-certificates"], "").is_ok());
+        assert!(
+            settings(&["-H", "tcp://:1", "--tlsverify"], "")
+                .expect("fine")
+                .tls
+                .expect("on")
+                .verify
+        );
+        assert!(
+            settings(
+                &[
+                    "-H",
+                    "tcp://:1",
+                    "--insecure-tcp-without-client-certificates"
+                ],
+                ""
+            )
+            .is_ok()
+        );
     }
 
     #[test]
     fn file_and_flags_do_not_overlap() {
         let file = r#"{"data-root":"/a","default-ulimits":{"nofile":{"Name":"nofile","Hard":9,"Soft":8}},"log-opts":{"max-size":"1m"}}"#;
         let s = settings(&["--exec-root", "/b"], file).expect("valid");
-        assert_eq!((s.data_root.as_path(), s.exec_root.as_path()), (Path::new("/a"), Path::new("/b")));
+        assert_eq!(
+            (s.data_root.as_path(), s.exec_root.as_path()),
+            (Path::new("/a"), Path::new("/b"))
+        );
         assert_eq!(s.default_ulimits, [("nofile".to_owned(), 8, 9)]);
-        assert!(settings(&["--data-root", "/c"], file).expect_err("twice").contains("data-root"));
-        assert!(settings(&[], r#"{"datta-root":"/a"}"#).expect_err("typo").contains("datta-root"));
+        assert!(
+            settings(&["--data-root", "/c"], file)
+                .expect_err("twice")
+                .contains("data-root")
+        );
+        assert!(
+            settings(&[], r#"{"datta-root":"/a"}"#)
+                .expect_err("typo")
+                .contains("datta-root")
+        );
     }
 
     #[test]
     fn isolations() {
-        assert_eq!(settings(&["--require-isolation=vm"], "").expect("valid").default_isolation, Isolation::Vm);
-        assert!(settings(&["--require-isolation=vm", "--default-isolation=container"], "").is_err());
+        assert_eq!(
+            settings(&["--require-isolation=vm"], "")
+                .expect("valid")
+                .default_isolation,
+            Isolation::Vm
+        );
+        assert!(
+            settings(
+                &["--require-isolation=vm", "--default-isolation=container"],
+                ""
+            )
+            .is_err()
+        );
         assert!(settings(&["--default-isolation=hyperv"], "").is_err());
     }
 
@@ -437,13 +602,26 @@ mod tests {
     fn small_values() {
         assert_eq!(parse_ulimit("nofile=1:2"), Ok(("nofile".into(), 1, 2)));
         assert_eq!(parse_ulimit("core=-1"), Ok(("core".into(), -1, -1)));
-        assert!(parse_ulimit("nofile=3:2").is_err() && parse_ulimit("nofile").is_err() && parse_ulimit("=1").is_err());
+        assert!(
+            parse_ulimit("nofile=3:2").is_err()
+                && parse_ulimit("nofile").is_err()
+                && parse_ulimit("=1").is_err()
+        );
         assert_eq!(parse_bytes("64m"), Some(64 << 20));
         assert_eq!(parse_bytes("1GiB"), Some(1 << 30));
         assert_eq!(parse_bytes("12"), Some(12));
         assert_eq!(parse_bytes("99999999999t"), None);
         assert_eq!(parse_bytes("m"), None);
-        assert_eq!(settings(&["--live-restore=false"], "").expect("valid").live_restore, false);
-        assert!(settings(&["--live-restore"], "").expect("valid").live_restore);
+        assert_eq!(
+            settings(&["--live-restore=false"], "")
+                .expect("valid")
+                .live_restore,
+            false
+        );
+        assert!(
+            settings(&["--live-restore"], "")
+                .expect("valid")
+                .live_restore
+        );
     }
 }

@@ -18,7 +18,9 @@ pub fn acceptor(settings: &TlsSettings) -> Result<TlsAcceptor, String> {
     let builder = if settings.verify {
         let mut roots = RootCertStore::empty();
         for certificate in read_certificates(&settings.ca)? {
-            roots.add(certificate).map_err(|e| format!("{} holds a bad certificate: {e}", settings.ca.display()))?;
+            roots
+                .add(certificate)
+                .map_err(|e| format!("{} holds a bad certificate: {e}", settings.ca.display()))?;
         }
         let verifier = WebPkiClientVerifier::builder(Arc::new(roots))
             .build()
@@ -27,15 +29,20 @@ pub fn acceptor(settings: &TlsSettings) -> Result<TlsAcceptor, String> {
     } else {
         builder.with_no_client_auth()
     };
-    let mut config = builder
-        .with_single_cert(certificates, key)
-        .map_err(|e| format!("{} and {} do not fit: {e}", settings.cert.display(), settings.key.display()))?;
+    let mut config = builder.with_single_cert(certificates, key).map_err(|e| {
+        format!(
+            "{} and {} do not fit: {e}",
+            settings.cert.display(),
+            settings.key.display()
+        )
+    })?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
 fn open(path: &Path) -> Result<std::io::BufReader<std::fs::File>, String> {
-    let file = std::fs::File::open(path).map_err(|e| format!("cannot read {}: {e}", path.display()))?;
+    let file =
+        std::fs::File::open(path).map_err(|e| format!("cannot read {}: {e}", path.display()))?;
     Ok(std::io::BufReader::new(file))
 }
 
