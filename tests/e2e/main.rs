@@ -2,8 +2,38 @@
 
 use std::process::ExitCode;
 
+mod clients;
+mod copy;
+mod daemon;
+mod exec;
+mod images;
+mod lifecycle;
+mod limits;
+mod logs;
+mod mounts;
+mod observe;
+mod real;
+mod registry;
 mod run;
+mod streams;
+mod wall;
 
 fn main() -> ExitCode {
-    caisson_tests::main(&[run::CASES])
+    caisson_tests::main(&[
+        run::CASES,
+        streams::CASES,
+        lifecycle::CASES,
+        exec::CASES,
+        logs::CASES,
+        observe::CASES,
+        copy::CASES,
+        mounts::CASES,
+        images::CASES,
+        registry::CASES,
+        limits::CASES,
+        wall::CASES,
+        daemon::CASES,
+        clients::CASES,
+        real::CASES,
+    ])
 }

@@ -236,7 +236,9 @@ impl Daemon {
         }
         self.stop();
         if self.target == Target::Dockerd {
-            let _ = nix::mount::umount(&self.root.path().join("exec/netns/default")); // the reference leaves it
+            // the reference leaves these
+            let _ = nix::mount::umount(&self.root.path().join("exec/netns/default"));
+            let _ = nix::mount::umount(&self.data_root());
         }
         let root = self.root.path().display().to_string();
         residue::after(&root, &[], Duration::from_secs(5))

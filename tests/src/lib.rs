@@ -12,6 +12,7 @@ pub mod case;
 pub mod client;
 pub mod daemon;
 pub mod fixture;
+pub mod registry;
 pub mod residue;
 pub mod rest;
 pub mod target;

@@ -34,22 +34,44 @@ impl Answer {
     }
 }
 
-/// Sends one request and reads the whole answer.
+/// Sends one request to a Unix socket and reads the whole answer.
 pub fn request(
     socket: &Path,
     method: &str,
     path: &str,
     body: Option<&Value>,
 ) -> std::io::Result<Answer> {
-    let mut stream = UnixStream::connect(socket)?;
+    let stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(Duration::from_secs(60)))?;
     let body = body.map(Value::to_string).unwrap_or_default();
+    send(
+        stream,
+        method,
+        path,
+        &["Content-Type: application/json"],
+        body.as_bytes(),
+    )
+}
+
+/// Sends one request over a connection and reads the whole answer.
+pub fn send(
+    mut stream: impl Read + Write,
+    method: &str,
+    path: &str,
+    headers: &[&str],
+    body: &[u8],
+) -> std::io::Result<Answer> {
     // HTTP/1.0: the answer is neither chunked nor kept alive
+    let headers: String = headers
+        .iter()
+        .map(|header| format!("{header}\r\n"))
+        .collect();
     write!(
         stream,
-        "{method} {path} HTTP/1.0\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        "{method} {path} HTTP/1.0\r\nHost: localhost\r\n{headers}Content-Length: {}\r\n\r\n",
         body.len()
     )?;
+    stream.write_all(body)?;
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes)?;
     let end = bytes
