@@ -1,1 +1,42 @@
-//! references, content store, layers, registry client
+//! Images: references, digests, the content store, layers, registries.
+//!
+//! Owns: everything between an image's name and the directories an overlay is stacked from. Must not know: containers,
+//! HTTP servers, runtimes. Callers say which images containers use (for removal) and pass credentials in.
+//!
+//! ```text
+//!   registry ──pull──▶ ┌──────────────── Store ─────────────────┐ ──push──▶ registry
+//!   archive ───load──▶ │ blobs ─unpack─▶ layers    images, tags │ ──save──▶ archive
+//!   rootfs ──import──▶ │          (store.rs draws the disk)      │
+//!   upper ───commit──▶ └─────────────────────────────────────────┘ ──layer_dirs──▶ overlay
+//! ```
+//!
+//! [`Store`]'s methods that transfer or unpack are `async` and do their blocking work on tokio's blocking threads; those
+//! that only look at memory, or at most at the database, are plain functions and say so.
+
+mod blobs;
+mod collect;
+mod compression;
+mod config;
+mod db;
+mod digest;
+mod error;
+mod images;
+mod layers;
+mod load;
+mod manifest;
+mod progress;
+mod reference;
+mod source;
+mod store;
+
+pub use collect::Collected;
+pub use compression::Compression;
+pub use config::{Healthcheck, HistoryEntry, ImageConfig, RootFs, RunConfig};
+pub use digest::Digest;
+pub use error::{Error, ErrorKind, Result};
+pub use images::{Image, Layer};
+pub use load::Loaded;
+pub use manifest::{Descriptor, ManifestPlatform, Platform};
+pub use progress::{Event, Progress, silent};
+pub use reference::{DEFAULT_TAG, Reference};
+pub use store::{Limits, Options, Store};
