@@ -157,7 +157,14 @@ impl Error {
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::NoSpace,
                 _ => ErrorKind::Internal,
             },
-            Error::Stream(e) if e.kind() == io::ErrorKind::InvalidData => ErrorKind::InvalidInput,
+            Error::Stream(e)
+                if matches!(
+                    e.kind(),
+                    io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof
+                ) =>
+            {
+                ErrorKind::InvalidInput
+            }
             Error::Database(e) if e.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull) => {
                 ErrorKind::NoSpace
             }

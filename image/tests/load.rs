@@ -286,6 +286,7 @@ async fn bombs_are_stopped_by_bytes_entries_and_ratio() {
         layer_bytes,
         layer_entries,
         ratio_free_bytes,
+        ratio: 50,
         ..Limits::default()
     };
     for (limits, plain) in [
