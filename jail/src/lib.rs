@@ -73,8 +73,16 @@
 //!    { Invalid, NotFound, CommandNotFound, CommandNotExecutable, HostUnfit, Conflict, Internal })
 //! ```
 
+mod beneath;
 pub mod cgroup;
+mod cgroupfs;
+mod copy_up;
 pub mod error;
+pub mod error;
+mod mount_options;
+mod mounts;
+pub mod namespaces;
 pub mod seccomp;
+mod sys;
 
 pub use error::{Error, ErrorKind, Result};
