@@ -74,15 +74,42 @@
 //! ```
 
 mod beneath;
+mod capabilities;
 pub mod cgroup;
 mod cgroupfs;
+mod channel;
+mod command;
+mod console;
 mod copy_up;
+mod devices;
 pub mod error;
-pub mod error;
+mod exec;
+pub mod features;
+mod hooks;
+mod init;
+mod launch;
+mod limits;
+mod lsm;
+mod masks;
 mod mount_options;
 mod mounts;
 pub mod namespaces;
+mod network;
+mod overlay;
+mod process;
+mod reaper;
+mod rootfs;
+mod seal;
 pub mod seccomp;
 mod sys;
+mod sysctl;
+pub mod user;
 
 pub use error::{Error, ErrorKind, Result};
+pub use exec::{Exec, exec};
+pub use hooks::{HookKind, run_hooks};
+pub use namespaces::IdMappings;
+pub use network::{NetStats, proc_net_stats};
+pub use overlay::mount_overlay;
+pub use process::{Gate, Init, Root, Setup, Stdio, create, release_fifo};
+pub use seal::seal_self;

@@ -537,7 +537,7 @@ pub(crate) fn new_filesystem(
 }
 
 /// What the kernel says about a failed fsconfig.
-fn kernel_log(fs: BorrowedFd<'_>) -> String {
+pub(crate) fn kernel_log(fs: BorrowedFd<'_>) -> String {
     let mut text = String::new();
     let mut buffer = [0u8; 512];
     while let Ok(n @ 1..) = rustix::io::read(fs, &mut buffer) {

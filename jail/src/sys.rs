@@ -12,6 +12,9 @@ use nix::unistd::Pid;
 
 type Sys<T> = std::result::Result<T, Errno>;
 
+/// linux/sched.h; libc's constant has overflowed its type.
+const CLONE_INTO_CGROUP: u64 = 1 << 33;
+
 /// Which side of [`clone3`] we are on.
 pub(crate) enum Cloned {
     Child,
@@ -36,7 +39,7 @@ pub(crate) fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> Sys<Cloned> 
     args.pidfd = &raw mut pidfd as u64;
     args.exit_signal = exit_signal;
     if let Some(dir) = cgroup {
-        args.flags |= libc::CLONE_INTO_CGROUP as u64;
+        args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = dir.as_raw_fd() as u64;
     }
     // SAFETY: args lives across the call and its pidfd points at a local; without CLONE_VM the child has its own copy of
@@ -238,20 +241,12 @@ pub(crate) fn loopback_up() -> Sys<()> {
     .map(drop)
 }
 
-/// Joins a new session keyring.
-pub(crate) fn join_session_keyring(name: &CStr) -> Sys<()> {
+/// Joins a new session keyring, with a name or without.
+pub(crate) fn join_session_keyring(name: Option<&CStr>) -> Sys<()> {
     const KEYCTL_JOIN_SESSION_KEYRING: libc::c_long = 1;
-    // SAFETY: the name is NUL-terminated.
-    let rc = unsafe {
-        libc::syscall(
-            libc::SYS_keyctl,
-            KEYCTL_JOIN_SESSION_KEYRING,
-            name.as_ptr(),
-            0,
-            0,
-            0,
-        )
-    };
+    let name = name.map_or(std::ptr::null(), CStr::as_ptr);
+    // SAFETY: the name is null or NUL-terminated and live.
+    let rc = unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, name, 0, 0, 0) };
     Errno::result(rc).map(drop)
 }
 
@@ -510,4 +505,22 @@ pub(crate) fn put_at(from: BorrowedFd<'_>, to: RawFd) -> Sys<()> {
     }
     // SAFETY: `to` is one of 0, 1, 2, which no OwnedFd of this crate owns.
     Errno::result(unsafe { libc::dup2(from.as_raw_fd(), to) }).map(drop)
+}
+
+/// Takes ownership of a descriptor that was just received in a control message.
+pub(crate) fn adopt(fd: RawFd) -> OwnedFd {
+    // SAFETY: the kernel made this number for us in recvmsg; nobody else owns it.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// Marks one descriptor number close-on-exec.
+pub(crate) fn set_cloexec(fd: RawFd) -> Sys<()> {
+    // SAFETY: F_SETFD changes a flag only.
+    Errno::result(unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) }).map(drop)
+}
+
+/// kill(2) with any signal number.
+pub(crate) fn kill_number(pid: Pid, signal: i32) -> Sys<()> {
+    // SAFETY: plain values.
+    Errno::result(unsafe { libc::kill(pid.as_raw(), signal) }).map(drop)
 }

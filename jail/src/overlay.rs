@@ -1,0 +1,285 @@
+//! Mounts the layers of a container's root file system as an overlay.
+//!
+//! New kernels take one layer at a time (`lowerdir+`, Linux 6.5), so their number and names do not matter. Older ones take
+//! one option string of at most a page: there the layers' common directory is made the working directory and the names are
+//! relative, so that 120 layers fit.
+//!
+//! Must not know: images, what a layer is.
+
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use nix::mount::{MntFlags, MsFlags};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
+
+use crate::beneath::open_host_path;
+use crate::error::{Context, Error, Result};
+use crate::mount_options::{Bind, MountOptions, attr};
+use crate::mounts;
+use crate::namespaces::{IdMappings, user_namespace};
+use crate::sys::{self, MountAttr};
+
+/// Values of fsconfig(2) end here.
+const FSCONFIG_VALUE_MAX: usize = 255;
+/// mount(2) options end here.
+const PAGE: usize = 4096;
+
+/// Mounts an overlay at `target` in the caller's mount namespace. `lower` is topmost first.
+///
+/// With `idmap`, layers and upper are seen through idmapped mounts, as a user namespace with these mappings would own them.
+pub fn mount_overlay(
+    lower: &[PathBuf],
+    upper: &Path,
+    work: &Path,
+    target: &Path,
+    idmap: Option<&IdMappings>,
+) -> Result<()> {
+    if lower.is_empty() {
+        return Err(Error::invalid("an overlay needs at least one layer"));
+    }
+    for dir in lower.iter().map(PathBuf::as_path).chain([upper, work]) {
+        if !dir.is_dir() {
+            return Err(Error::NotFound {
+                what: "overlay directory".into(),
+                path: dir.to_path_buf(),
+            });
+        }
+    }
+    match idmap {
+        None => mount_plain(lower, upper, work, target),
+        Some(maps) => mount_shifted(lower, upper, work, target, maps),
+    }
+}
+
+fn mount_plain(lower: &[PathBuf], upper: &Path, work: &Path, target: &Path) -> Result<()> {
+    match layer_by_layer(lower, upper, work)? {
+        Some(tree) => {
+            let at = open_host_path(target).step_at("open mount point", target)?;
+            mounts::move_onto(tree.as_fd(), at.as_fd()).step_at("mount overlay at", target)
+        }
+        None => in_one_string(lower, upper, work, target),
+    }
+}
+
+/// The overlay, detached; `None` where the kernel has no `lowerdir+`.
+fn layer_by_layer(lower: &[PathBuf], upper: &Path, work: &Path) -> Result<Option<OwnedFd>> {
+    let fs = match rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC) {
+        Ok(fs) => fs,
+        Err(Errno::NOSYS) => return Ok(None),
+        Err(Errno::NODEV) => {
+            return Err(Error::HostUnfit {
+                need: "mount an overlay".into(),
+                why: "the kernel has no overlay file system (modprobe overlay)".into(),
+            });
+        }
+        Err(e) => return Err(Error::sys("open an overlay file system", e)),
+    };
+    let _ = rustix::mount::fsconfig_set_string(&fs, "source", "overlay");
+    // Kept open for as long as a /proc/self/fd name refers to them.
+    let mut held = Vec::new();
+    let set = |key: &str, dir: &Path, held: &mut Vec<OwnedFd>| -> Result<(), Errno> {
+        if dir.as_os_str().len() <= FSCONFIG_VALUE_MAX {
+            return rustix::mount::fsconfig_set_string(&fs, key, dir);
+        }
+        let fd = open_host_path(dir)?;
+        let name = format!("/proc/self/fd/{}", fd.as_raw_fd());
+        held.push(fd);
+        rustix::mount::fsconfig_set_string(&fs, key, name.as_str())
+    };
+    for (index, dir) in lower.iter().enumerate() {
+        match set("lowerdir+", dir, &mut held) {
+            Ok(()) => {}
+            Err(Errno::INVAL) if index == 0 => return Ok(None),
+            Err(e) => return Err(Error::sys_at("add overlay layer", dir, e)),
+        }
+    }
+    set("upperdir", upper, &mut held).step_at("set overlay upper", upper)?;
+    set("workdir", work, &mut held).step_at("set overlay work directory", work)?;
+    rustix::mount::fsconfig_create(&fs).map_err(|e| {
+        let log = mounts::kernel_log(fs.as_fd());
+        Error::sys_at(format!("mount overlay ({log}) over"), upper, e)
+    })?;
+    rustix::mount::fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
+        .step("mount overlay")
+        .map(Some)
+}
+
+fn in_one_string(lower: &[PathBuf], upper: &Path, work: &Path, target: &Path) -> Result<()> {
+    let plan = one_string(lower, upper, work).ok_or_else(|| Error::HostUnfit {
+        need: format!("mount {} layers", lower.len()),
+        why: "their names do not fit in one page and this kernel has no lowerdir+ (Linux 6.5)"
+            .into(),
+    })?;
+    let target = std::path::absolute(target).step_at("resolve", target)?;
+    let back = rustix::fs::open(
+        ".",
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .step("open .")?;
+    nix::unistd::chdir(&plan.from).step_at("chdir to", &plan.from)?;
+    let mounted = nix::mount::mount(
+        Some("overlay"),
+        &target,
+        Some("overlay"),
+        MsFlags::empty(),
+        Some(OsStr::from_bytes(&plan.options)),
+    )
+    .step_at("mount overlay at", &target);
+    nix::unistd::fchdir(&back).step("return to the working directory")?;
+    mounted
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct OneString {
+    from: PathBuf,
+    options: Vec<u8>,
+}
+
+/// Options relative to the layers' common directory, `None` if they do not fit. Pure.
+fn one_string(lower: &[PathBuf], upper: &Path, work: &Path) -> Option<OneString> {
+    let all = || lower.iter().map(PathBuf::as_path).chain([upper, work]);
+    if !all().all(Path::is_absolute) {
+        return None;
+    }
+    let mut from = lower.first()?.parent()?.to_path_buf();
+    while !lower.iter().all(|dir| dir.starts_with(&from)) {
+        from.pop();
+    }
+    let mut options = b"lowerdir=".to_vec();
+    for (index, dir) in lower.iter().enumerate() {
+        if index > 0 {
+            options.push(b':');
+        }
+        escape(dir.strip_prefix(&from).ok()?, b":,\\", &mut options);
+    }
+    for (key, dir) in [(&b",upperdir="[..], upper), (b",workdir=", work)] {
+        options.extend_from_slice(key);
+        escape(dir, b",\\", &mut options);
+    }
+    (options.len() < PAGE).then_some(OneString { from, options })
+}
+
+fn escape(path: &Path, special: &[u8], out: &mut Vec<u8>) {
+    for byte in path.as_os_str().as_bytes() {
+        if special.contains(byte) {
+            out.push(b'\\');
+        }
+        out.push(*byte);
+    }
+}
+
+/// Overlays want attached mounts to work on: idmapped copies of the layers are put on a scratch tmpfs at the target, which
+/// goes away again before the overlay takes its place.
+fn mount_shifted(
+    lower: &[PathBuf],
+    upper: &Path,
+    work: &Path,
+    target: &Path,
+    maps: &IdMappings,
+) -> Result<()> {
+    let namespace = user_namespace(maps)?;
+    let scratch = mounts::new_filesystem("tmpfs", "tmpfs", &MountOptions::default(), false)?;
+    let at = open_host_path(target).step_at("open mount point", target)?;
+    mounts::move_onto(scratch.as_fd(), at.as_fd()).step_at("mount a scratch tmpfs at", target)?;
+    let _gone = Unmount(target);
+    let shifted = |dir: &Path, name: &str| -> Result<PathBuf> {
+        let tree = mounts::open_tree(dir, Bind::One)?;
+        let shift = MountAttr {
+            set: attr::IDMAP,
+            userns_fd: namespace.as_raw_fd() as u64,
+            ..MountAttr::default()
+        };
+        sys::mount_setattr(tree.as_fd(), false, &shift).map_err(|e| Error::HostUnfit {
+            need: format!("idmap {dir:?}"),
+            why: format!(
+                "mount_setattr: {} (the file system must support idmapped mounts)",
+                e.desc()
+            ),
+        })?;
+        rustix::fs::mkdirat(&scratch, name, Mode::from_raw_mode(0o755)).step_at("create", name)?;
+        let place = rustix::fs::openat(
+            &scratch,
+            name,
+            OFlags::PATH | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .step_at("open", name)?;
+        mounts::move_onto(tree.as_fd(), place.as_fd()).step_at("mount", name)?;
+        Ok(target.join(name))
+    };
+    let layers = lower
+        .iter()
+        .enumerate()
+        .map(|(n, dir)| shifted(dir, &n.to_string()))
+        .collect::<Result<Vec<_>>>()?;
+    // Upper and work must be on one mount: shift the directory that holds both.
+    let common = upper
+        .parent()
+        .filter(|parent| work.parent() == Some(parent))
+        .ok_or_else(|| {
+            Error::invalid("upper and work directories must have the same parent to be idmapped")
+        })?;
+    let top = shifted(common, "top")?;
+    let (Some(upper), Some(work)) = (upper.file_name(), work.file_name()) else {
+        return Err(Error::invalid("upper and work directories need names"));
+    };
+    let tree = layer_by_layer(&layers, &top.join(upper), &top.join(work))?.ok_or_else(|| {
+        Error::HostUnfit {
+            need: "mount an overlay of idmapped layers".into(),
+            why: "that needs Linux 6.5".into(),
+        }
+    })?;
+    drop(_gone);
+    mounts::move_onto(tree.as_fd(), at.as_fd()).step_at("mount overlay at", target)
+}
+
+struct Unmount<'a>(&'a Path);
+
+impl Drop for Unmount<'_> {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(self.0, MntFlags::MNT_DETACH);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_layers_fit_relative_to_their_common_directory() {
+        let layers: Vec<PathBuf> = (0..120)
+            .map(|n| {
+                PathBuf::from(format!(
+                    "/var/lib/caisson/image/layers/{n:03}abcdefghij/diff"
+                ))
+            })
+            .collect();
+        let plan = one_string(&layers, Path::new("/var/u"), Path::new("/var/w")).expect("fits");
+        assert_eq!(plan.from, Path::new("/var/lib/caisson/image/layers"));
+        assert!(plan.options.starts_with(b"lowerdir=000abcdefghij/diff:001"));
+        assert!(plan.options.ends_with(b",upperdir=/var/u,workdir=/var/w"));
+        let long: Vec<PathBuf> = (0..60)
+            .map(|n| PathBuf::from(format!("/l/{n}{}", "x".repeat(100))))
+            .collect();
+        assert_eq!(one_string(&long, Path::new("/u"), Path::new("/w")), None);
+    }
+
+    #[test]
+    fn separators_in_names_are_escaped() {
+        let plan = one_string(
+            &[PathBuf::from("/l/a:b"), PathBuf::from("/l/c,d")],
+            Path::new("/u,1"),
+            Path::new("/w"),
+        )
+        .expect("fits");
+        assert_eq!(
+            plan.options,
+            b"lowerdir=a\\:b:c\\,d,upperdir=/u\\,1,workdir=/w"
+        );
+    }
+}
