@@ -56,6 +56,7 @@
 mod chunk;
 mod data;
 mod frame;
+pub mod layout;
 mod message;
 
 pub use chunk::{

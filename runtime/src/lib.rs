@@ -16,6 +16,10 @@
 //!                                         (idempotent: afterwards nothing is left)
 //! ```
 
+mod container;
+mod registry;
 mod sandbox;
 
+pub use container::ContainerRuntime;
+pub use registry::Runtimes;
 pub use sandbox::*;
