@@ -29,7 +29,9 @@ pub struct Engine {
     inner: Arc<Inner>,
 }
 
-struct Inner {}
+struct Inner {
+    images: images::Images,
+}
 
 /// A stream of things that the engine reports.
 pub type Feed<T> = Pin<Box<dyn Stream<Item = T> + Send>>;

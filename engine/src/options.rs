@@ -45,6 +45,10 @@ pub struct Config {
     pub live_restore: bool,
     /// How long containers get to stop when the daemon ends and `live_restore` is off.
     pub shutdown_timeout: Duration,
+    /// `--insecure-registry`.
+    pub insecure_registries: Vec<String>,
+    /// `--registry-mirror`.
+    pub registry_mirrors: Vec<String>,
 }
 
 impl Config {
@@ -65,6 +69,8 @@ impl Config {
             cgroup_parent: None,
             live_restore: true,
             shutdown_timeout: Duration::from_secs(15),
+            insecure_registries: Vec::new(),
+            registry_mirrors: Vec::new(),
         }
     }
 }

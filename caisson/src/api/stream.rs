@@ -346,20 +346,30 @@ mod tests {
     #[tokio::test]
     async fn a_hijacked_connection_echoes_after_half_close() {
         let (client, server) = tokio::net::UnixStream::pair().expect("socket pair");
-        let service = hyper::service::service_fn(|request: http::Request<hyper::body::Incoming>| async move {
-            let (stdin_end, mut stdin) = tokio::io::duplex(64);
-            let output = futures_util::stream::once(async move {
-                let mut read = Vec::new();
-                stdin.read_to_end(&mut read).await?;
-                Ok(Output::Stderr(Bytes::from(read)))
-            });
-            let attachment =
-                Attachment { tty: false, output: Box::pin(output), input: Some(Box::pin(stdin_end)) };
-            let (mut parts, _) = request.into_parts();
-            let upgrade = upgrade_of(&parts.headers, &mut parts.extensions);
-            assert!(upgrade.is_some());
-            Ok::<_, std::convert::Infallible>(connect(attachment, upgrade, Body::empty(), ApiVersion::NEWEST))
-        });
+        let service = hyper::service::service_fn(
+            |request: http::Request<hyper::body::Incoming>| async move {
+                let (stdin_end, mut stdin) = tokio::io::duplex(64);
+                let output = futures_util::stream::once(async move {
+                    let mut read = Vec::new();
+                    stdin.read_to_end(&mut read).await?;
+                    Ok(Output::Stderr(Bytes::from(read)))
+                });
+                let attachment = Attachment {
+                    tty: false,
+                    output: Box::pin(output),
+                    input: Some(Box::pin(stdin_end)),
+                };
+                let (mut parts, _) = request.into_parts();
+                let upgrade = upgrade_of(&parts.headers, &mut parts.extensions);
+                assert!(upgrade.is_some());
+                Ok::<_, std::convert::Infallible>(connect(
+                    attachment,
+                    upgrade,
+                    Body::empty(),
+                    ApiVersion::NEWEST,
+                ))
+            },
+        );
         let connection = hyper::server::conn::http1::Builder::new()
             .serve_connection(TokioIo::new(server), service)
             .with_upgrades();
@@ -375,7 +385,11 @@ mod tests {
         let text = String::from_utf8_lossy(&got);
         let (head, body) = text.split_once("\r\n\r\n").expect("a head");
         assert!(head.starts_with("HTTP/1.1 101"), "{head}");
-        assert!(head.to_lowercase().contains("content-type: application/vnd.docker.multiplexed-stream"), "{head}");
+        assert!(
+            head.to_lowercase()
+                .contains("content-type: application/vnd.docker.multiplexed-stream"),
+            "{head}"
+        );
         assert!(head.to_lowercase().contains("upgrade: tcp"), "{head}");
         assert_eq!(body.as_bytes(), b"\x02\0\0\0\0\0\0\x0bhello there");
     }

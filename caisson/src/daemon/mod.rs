@@ -210,5 +210,7 @@ fn engine_config(settings: &Settings) -> caisson_engine::Config {
     config.cgroup_parent = settings.cgroup_parent.clone();
     config.live_restore = settings.live_restore;
     config.shutdown_timeout = settings.shutdown_timeout;
+    config.insecure_registries = settings.insecure_registries.clone();
+    config.registry_mirrors = settings.registry_mirrors.clone();
     config
 }

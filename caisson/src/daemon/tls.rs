@@ -75,7 +75,8 @@ mod tests {
     fn authority() -> Authority {
         let mut params = CertificateParams::new(Vec::new()).expect("no names");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        CertifiedIssuer::self_signed(params, KeyPair::generate().expect("key")).expect("certificate")
+        CertifiedIssuer::self_signed(params, KeyPair::generate().expect("key"))
+            .expect("certificate")
     }
 
     /// A certificate for `localhost` and its key, as PEM.
@@ -86,7 +87,11 @@ mod tests {
         (certificate.pem(), key.serialize_pem())
     }
 
-    async fn greeting(acceptor: TlsAcceptor, authority: &Authority, client: Option<(String, String)>) -> std::io::Result<u8> {
+    async fn greeting(
+        acceptor: TlsAcceptor,
+        authority: &Authority,
+        client: Option<(String, String)>,
+    ) -> std::io::Result<u8> {
         let (near, far) = tokio::io::duplex(16 << 10);
         let serving = tokio::spawn(async move {
             let mut stream = acceptor.accept(far).await?;
@@ -94,18 +99,26 @@ mod tests {
             stream.shutdown().await
         });
         let mut roots = RootCertStore::empty();
-        roots.add(authority.der().clone()).expect("good certificate");
+        roots
+            .add(authority.der().clone())
+            .expect("good certificate");
         let builder = rustls::ClientConfig::builder().with_root_certificates(roots);
         let config = match client {
             Some((certificate, key)) => {
-                let chain = rustls_pemfile::certs(&mut certificate.as_bytes()).collect::<Result<_, _>>().expect("PEM");
-                let key = rustls_pemfile::private_key(&mut key.as_bytes()).expect("PEM").expect("a key");
+                let chain = rustls_pemfile::certs(&mut certificate.as_bytes())
+                    .collect::<Result<_, _>>()
+                    .expect("PEM");
+                let key = rustls_pemfile::private_key(&mut key.as_bytes())
+                    .expect("PEM")
+                    .expect("a key");
                 builder.with_client_auth_cert(chain, key).expect("they fit")
             }
             None => builder.with_no_client_auth(),
         };
         let name = ServerName::try_from("localhost").expect("a name");
-        let mut stream = TlsConnector::from(Arc::new(config)).connect(name, near).await?;
+        let mut stream = TlsConnector::from(Arc::new(config))
+            .connect(name, near)
+            .await?;
         let byte = stream.read_u8().await;
         serving.await.expect("no panic")?;
         byte
@@ -130,18 +143,48 @@ mod tests {
             key: file("key.pem", &key),
         };
         let strict = acceptor(&settings).expect("good files");
-        assert_eq!(greeting(strict.clone(), &ours, Some(issue(&ours))).await.expect("known client"), b'!');
-        assert!(greeting(strict.clone(), &ours, None).await.is_err(), "no certificate");
-        assert!(greeting(strict, &ours, Some(issue(&authority()))).await.is_err(), "someone else's certificate");
-        let open = acceptor(&TlsSettings { verify: false, ..settings }).expect("good files");
-        assert_eq!(greeting(open, &ours, None).await.expect("nobody asks"), b'!');
+        assert_eq!(
+            greeting(strict.clone(), &ours, Some(issue(&ours)))
+                .await
+                .expect("known client"),
+            b'!'
+        );
+        assert!(
+            greeting(strict.clone(), &ours, None).await.is_err(),
+            "no certificate"
+        );
+        assert!(
+            greeting(strict, &ours, Some(issue(&authority())))
+                .await
+                .is_err(),
+            "someone else's certificate"
+        );
+        let open = acceptor(&TlsSettings {
+            verify: false,
+            ..settings
+        })
+        .expect("good files");
+        assert_eq!(
+            greeting(open, &ours, None).await.expect("nobody asks"),
+            b'!'
+        );
     }
 
     #[test]
     fn missing_and_wrong_files_are_named() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let missing = dir.path().join("nothing.pem");
-        let settings = TlsSettings { verify: true, ca: missing.clone(), cert: missing.clone(), key: missing };
-        assert!(acceptor(&settings).err().expect("refused").contains("nothing.pem"));
+        let settings = TlsSettings {
+            verify: true,
+            ca: missing.clone(),
+            cert: missing.clone(),
+            key: missing,
+        };
+        assert!(
+            acceptor(&settings)
+                .err()
+                .expect("refused")
+                .contains("nothing.pem")
+        );
     }
 }

@@ -29,7 +29,12 @@ pub fn as_status(event: Event) -> JsonMessage {
     if event.current == 0 && event.total == 0 {
         JsonMessage::status(&event.id, &event.status)
     } else {
-        JsonMessage::progress(&event.id, &event.status, signed(event.current), signed(event.total))
+        JsonMessage::progress(
+            &event.id,
+            &event.status,
+            signed(event.current),
+            signed(event.total),
+        )
     }
 }
 
@@ -69,7 +74,12 @@ where
             Err(error) => Err(error),
         }
     });
-    let mut running = Running { lines, task: Some(task), failed: None, pending: None };
+    let mut running = Running {
+        lines,
+        task: Some(task),
+        failed: None,
+        pending: None,
+    };
     match running.next_line().await {
         Some(Ok(line)) => running.pending = Some(line),
         Some(Err(error)) => return Err(error),
@@ -97,13 +107,17 @@ impl Running {
             Poll::Pending => return Poll::Pending,
             Poll::Ready(None) => {}
         }
-        let Some(task) = self.task.as_mut() else { return Poll::Ready(None) };
+        let Some(task) = self.task.as_mut() else {
+            return Poll::Ready(None);
+        };
         let ended = std::task::ready!(Pin::new(task).poll(context));
         self.task = None;
         match ended {
             Ok(Ok(())) => Poll::Ready(None),
             Ok(Err(error)) => Poll::Ready(Some(Err(error))),
-            Err(panic) => Poll::Ready(Some(Err(Error::internal(format!("the operation broke off: {panic}"))))),
+            Err(panic) => Poll::Ready(Some(Err(Error::internal(format!(
+                "the operation broke off: {panic}"
+            ))))),
         }
     }
 }
@@ -144,7 +158,10 @@ mod tests {
     use futures_util::StreamExt;
 
     fn event(status: &str) -> Event {
-        Event { status: status.into(), ..Event::default() }
+        Event {
+            status: status.into(),
+            ..Event::default()
+        }
     }
 
     #[tokio::test]
@@ -160,7 +177,13 @@ mod tests {
             Err(Error::internal("broke"))
         });
         let lines: Vec<_> = feed.await.expect("begun").collect().await;
-        assert_eq!(lines, [JsonMessage::status("", "begun"), JsonMessage::error("broke")]);
+        assert_eq!(
+            lines,
+            [
+                JsonMessage::status("", "begun"),
+                JsonMessage::error("broke")
+            ]
+        );
     }
 
     #[tokio::test]
@@ -170,7 +193,10 @@ mod tests {
             Ok(vec![JsonMessage::stream("two\n")])
         });
         let lines: Vec<_> = feed.await.expect("begun").collect().await;
-        assert_eq!(lines, [JsonMessage::stream("one\n"), JsonMessage::stream("two\n")]);
+        assert_eq!(
+            lines,
+            [JsonMessage::stream("one\n"), JsonMessage::stream("two\n")]
+        );
     }
 
     #[tokio::test]
@@ -182,7 +208,10 @@ mod tests {
             std::future::pending::<Result<Vec<JsonMessage>>>().await
         });
         let feed = feed.await.expect("begun");
-        assert!(seen.try_recv().is_err_and(|e| e == tokio::sync::oneshot::error::TryRecvError::Empty));
+        assert!(
+            seen.try_recv()
+                .is_err_and(|e| e == tokio::sync::oneshot::error::TryRecvError::Empty)
+        );
         drop(feed);
         assert!(seen.await.is_err(), "the operation was dropped");
     }

@@ -17,11 +17,25 @@ pub struct ImageFilter {
     since: Option<i64>,
 }
 
-const KNOWN: [&str; 9] = ["dangling", "label", "label!", "before", "since", "reference", "until", "intermediate", "containers"];
+const KNOWN: [&str; 9] = [
+    "dangling",
+    "label",
+    "label!",
+    "before",
+    "since",
+    "reference",
+    "until",
+    "intermediate",
+    "containers",
+];
 
 impl ImageFilter {
     /// Checks the filters. `created` finds out when the image of a name was made.
-    pub fn parse(filters: &Filters, now: DateTime<Utc>, created: impl Fn(&str) -> Result<i64>) -> Result<Self> {
+    pub fn parse(
+        filters: &Filters,
+        now: DateTime<Utc>,
+        created: impl Fn(&str) -> Result<i64>,
+    ) -> Result<Self> {
         if let Some(key) = filters.unknown_key(&KNOWN) {
             return Err(Error::invalid(format!("invalid filter '{key}'")));
         }
@@ -47,7 +61,9 @@ impl ImageFilter {
             let glob = GlobBuilder::new(pattern)
                 .literal_separator(true)
                 .build()
-                .map_err(|e| Error::invalid(format!("invalid filter 'reference={pattern}': {e}")))?;
+                .map_err(|e| {
+                    Error::invalid(format!("invalid filter 'reference={pattern}': {e}"))
+                })?;
             filter.references.push(glob.compile_matcher());
         }
         filter.filters = filters.clone();
@@ -62,24 +78,42 @@ impl ImageFilter {
     /// Whether a row stays; its tags are narrowed to those that match `reference`.
     pub fn admits(&self, row: &mut ImageSummary) -> bool {
         let tags = row.repo_tags.as_deref().unwrap_or_default();
-        if self.dangling.is_some_and(|wanted| wanted != tags.is_empty()) {
+        if self
+            .dangling
+            .is_some_and(|wanted| wanted != tags.is_empty())
+        {
             return false;
         }
-        if self.before.is_some_and(|limit| row.created >= limit) || self.since.is_some_and(|limit| row.created <= limit) {
+        if self.before.is_some_and(|limit| row.created >= limit)
+            || self.since.is_some_and(|limit| row.created <= limit)
+        {
             return false;
         }
         let none = std::collections::BTreeMap::new();
-        if !self.filters.admits_labels(row.labels.as_ref().unwrap_or(&none)) {
+        if !self
+            .filters
+            .admits_labels(row.labels.as_ref().unwrap_or(&none))
+        {
             return false;
         }
         if self.references.is_empty() {
             return true;
         }
-        let matches = |name: &String| self.references.iter().any(|glob| names(name).any(|n| glob.is_match(n)));
-        for list in [&mut row.repo_tags, &mut row.repo_digests].into_iter().flatten() {
+        let matches = |name: &String| {
+            self.references
+                .iter()
+                .any(|glob| names(name).any(|n| glob.is_match(n)))
+        };
+        for list in [&mut row.repo_tags, &mut row.repo_digests]
+            .into_iter()
+            .flatten()
+        {
             list.retain(matches);
         }
-        [&row.repo_tags, &row.repo_digests].into_iter().flatten().any(|list| !list.is_empty())
+        [&row.repo_tags, &row.repo_digests]
+            .into_iter()
+            .flatten()
+            .any(|list| !list.is_empty())
     }
 }
 
@@ -115,7 +149,9 @@ pub fn parse_until(text: &str, now: DateTime<Utc>) -> Result<i64> {
     if let Ok(date) = chrono::NaiveDate::parse_from_str(text, "%Y-%m-%d") {
         return Ok(date.and_time(chrono::NaiveTime::MIN).and_utc().timestamp());
     }
-    Err(Error::invalid(format!("invalid filter 'until={text}': it is neither a time nor a duration such as 24h")))
+    Err(Error::invalid(format!(
+        "invalid filter 'until={text}': it is neither a time nor a duration such as 24h"
+    )))
 }
 
 /// Go's durations: `1h30m`, `1.5h`, `300ms`.
@@ -129,7 +165,9 @@ fn parse_go_duration(text: &str) -> Option<chrono::Duration> {
         let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
         let number: f64 = rest[..digits].parse().ok()?;
         rest = &rest[digits..];
-        let unit = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
+        let unit = rest
+            .find(|c: char| c.is_ascii_digit() || c == '.')
+            .unwrap_or(rest.len());
         let scale = match &rest[..unit] {
             "ns" => 1.0,
             "us" | "µs" => 1e3,
@@ -163,17 +201,34 @@ mod tests {
     fn admits(filters: &str, row: &mut ImageSummary) -> bool {
         let filters = Filters::parse(filters).expect("valid JSON");
         let now = DateTime::from_timestamp(10_000, 0).expect("valid");
-        ImageFilter::parse(&filters, now, |_| Ok(100)).expect("valid filters").admits(row)
+        ImageFilter::parse(&filters, now, |_| Ok(100))
+            .expect("valid filters")
+            .admits(row)
     }
 
     #[test]
     fn references_match_like_paths_and_narrow_tags() {
-        let mut image = row(&["alpine:3.19", "localhost:5000/a/alpine:3", "busybox:1"], 1);
+        let mut image = row(
+            &["alpine:3.19", "localhost:5000/a/alpine:3", "busybox:1"],
+            1,
+        );
         assert!(admits(r#"{"reference":["alp*"]}"#, &mut image));
-        assert_eq!(image.repo_tags.as_deref(), Some(&["alpine:3.19".to_owned()][..]));
-        assert!(admits(r#"{"reference":["*/a/alpine"]}"#, &mut row(&["localhost:5000/a/alpine:3"], 1)));
-        assert!(!admits(r#"{"reference":["*"]}"#, &mut row(&["a/b:1"], 1)), "a star does not cross a slash");
-        assert!(admits(r#"{"reference":["*:3.19"]}"#, &mut row(&["alpine:3.19"], 1)));
+        assert_eq!(
+            image.repo_tags.as_deref(),
+            Some(&["alpine:3.19".to_owned()][..])
+        );
+        assert!(admits(
+            r#"{"reference":["*/a/alpine"]}"#,
+            &mut row(&["localhost:5000/a/alpine:3"], 1)
+        ));
+        assert!(
+            !admits(r#"{"reference":["*"]}"#, &mut row(&["a/b:1"], 1)),
+            "a star does not cross a slash"
+        );
+        assert!(admits(
+            r#"{"reference":["*:3.19"]}"#,
+            &mut row(&["alpine:3.19"], 1)
+        ));
     }
 
     #[test]
@@ -192,8 +247,15 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused() {
-        let parse = |text| ImageFilter::parse(&Filters::parse(text).expect("JSON"), Utc::now(), |_| Ok(1)).err();
-        assert!(parse(r#"{"colour":["red"]}"#).expect("refused").message.contains("colour"));
+        let parse = |text| {
+            ImageFilter::parse(&Filters::parse(text).expect("JSON"), Utc::now(), |_| Ok(1)).err()
+        };
+        assert!(
+            parse(r#"{"colour":["red"]}"#)
+                .expect("refused")
+                .message
+                .contains("colour")
+        );
         assert!(parse(r#"{"dangling":["perhaps"]}"#).is_some());
         assert!(parse(r#"{"until":["soon"]}"#).is_some());
         assert!(parse(r#"{"reference":["a["]}"#).is_some());

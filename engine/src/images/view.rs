@@ -13,7 +13,11 @@ pub fn summary(image: &Image) -> api::ImageSummary {
         created: image.created().map_or(0, |t| t.timestamp()),
         id: image.id().to_string(),
         labels: Some(image.config().config.labels.clone()).filter(|l| !l.is_empty()),
-        parent_id: image.parent.as_ref().map(ToString::to_string).unwrap_or_default(),
+        parent_id: image
+            .parent
+            .as_ref()
+            .map(ToString::to_string)
+            .unwrap_or_default(),
         repo_digests: Some(image.repo_digests.clone()),
         repo_tags: Some(image.repo_tags.clone()),
         shared_size: -1,
@@ -26,16 +30,36 @@ pub fn summary(image: &Image) -> api::ImageSummary {
 pub fn inspect(image: &Image, layers: &[PathBuf]) -> api::ImageInspect {
     // What the store parsed, it parsed from this text.
     let raw: Value = serde_json::from_str(image.config_json()).unwrap_or_default();
-    let text = |key: &str| raw.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let text = |key: &str| {
+        raw.get(key)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned()
+    };
     let config = raw.get("config").cloned().unwrap_or_default();
-    let last_comment = || image.config().history.last().map(|h| h.comment.clone()).unwrap_or_default();
+    let last_comment = || {
+        image
+            .config()
+            .history
+            .last()
+            .map(|h| h.comment.clone())
+            .unwrap_or_default()
+    };
     let comment = text("comment");
     api::ImageInspect {
         id: image.id().to_string(),
         repo_tags: image.repo_tags.clone(),
         repo_digests: image.repo_digests.clone(),
-        parent: image.parent.as_ref().map(ToString::to_string).unwrap_or_default(),
-        comment: if comment.is_empty() { last_comment() } else { comment },
+        parent: image
+            .parent
+            .as_ref()
+            .map(ToString::to_string)
+            .unwrap_or_default(),
+        comment: if comment.is_empty() {
+            last_comment()
+        } else {
+            comment
+        },
         created: text("created"),
         container: None,
         container_config: None,
@@ -51,7 +75,11 @@ pub fn inspect(image: &Image, layers: &[PathBuf]) -> api::ImageInspect {
         graph_driver: graph_driver(layers),
         root_fs: api::RootFs {
             kind: "layers".into(),
-            layers: image.layers().iter().map(|l| l.diff_id.to_string()).collect(),
+            layers: image
+                .layers()
+                .iter()
+                .map(|l| l.diff_id.to_string())
+                .collect(),
         },
         metadata: api::ImageMetadata {
             last_tag_time: chrono::DateTime::from_timestamp_millis(image.tagged_at_ms)
@@ -76,10 +104,16 @@ fn graph_driver(layers: &[PathBuf]) -> api::GraphDriver {
     if let Some((top, below)) = layers.split_first() {
         data.insert("UpperDir".to_owned(), show(top));
         if !below.is_empty() {
-            data.insert("LowerDir".to_owned(), below.iter().map(show).collect::<Vec<_>>().join(":"));
+            data.insert(
+                "LowerDir".to_owned(),
+                below.iter().map(show).collect::<Vec<_>>().join(":"),
+            );
         }
     }
-    api::GraphDriver { name: "overlay2".into(), data: Some(data) }
+    api::GraphDriver {
+        name: "overlay2".into(),
+        data: Some(data),
+    }
 }
 
 /// The image's making, newest step first.
@@ -88,7 +122,11 @@ pub fn history(image: &Image, steps: Vec<(HistoryEntry, u64)>) -> Vec<api::Histo
         comment: step.comment,
         created: step.created.map_or(0, |t| t.timestamp()),
         created_by: step.created_by,
-        id: if index == 0 { image.id().to_string() } else { "<missing>".into() },
+        id: if index == 0 {
+            image.id().to_string()
+        } else {
+            "<missing>".into()
+        },
         size: signed(size),
         tags: (index == 0 && !image.repo_tags.is_empty()).then(|| image.repo_tags.clone()),
     };
