@@ -9,6 +9,7 @@
 mod error;
 mod images;
 mod options;
+pub mod seccomp;
 
 use std::path::Path;
 use std::pin::Pin;
