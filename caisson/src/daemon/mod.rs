@@ -20,6 +20,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
 use caisson_engine::Engine;
+use caisson_runtime::{ContainerRuntime, Runtime};
 use clap::{CommandFactory, Parser};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -172,8 +173,10 @@ fn notify_systemd(state: &[sd_notify::NotifyState]) {
 }
 
 async fn open_engine(settings: &Settings) -> anyhow::Result<Engine> {
-    let config = engine_config(settings);
-    let engine = Engine::open(config, Vec::new())
+    let containers =
+        ContainerRuntime::open(&settings.exec_root).context("cannot run containers")?;
+    let runtimes: Vec<Arc<dyn Runtime>> = vec![Arc::new(containers)];
+    let engine = Engine::open(engine_config(settings), runtimes)
         .await
         .map_err(|e| anyhow!("cannot open {}: {e}", settings.data_root.display()))?;
     load_default_image(&engine).await;
