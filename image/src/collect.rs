@@ -65,6 +65,14 @@ impl Inner {
                         .push((row.chain_id.clone(), row.size_bytes));
                 }
             }
+            // Topmost first, as Docker lists them.
+            let depth = |chain_id: &Digest| {
+                let row = |id: &Digest| index.layers.get(id).or_else(|| fresh.layers.get(id));
+                std::iter::successors(row(chain_id), |r| r.parent.as_ref().and_then(row)).count()
+            };
+            collected.layers.sort_by_cached_key(|(chain_id, _)| {
+                (std::cmp::Reverse(depth(chain_id)), chain_id.clone())
+            });
             db.change(|t| {
                 for (digest, _) in &collected.blobs {
                     t.execute("DELETE FROM blobs WHERE digest = ?1", [digest.as_str()])?;

@@ -12,7 +12,7 @@ use crate::digest::{Digest, is_sha256_hex};
 use crate::error::{Error, Result};
 use crate::manifest::{self, Descriptor};
 use crate::reference::Reference;
-use crate::store::{Inner, Lease, Store};
+use crate::store::{Inner, Lease, Store, guard};
 
 /// An image. Cheap to clone within its [`Arc`].
 #[derive(Clone, Debug)]
@@ -174,6 +174,8 @@ pub(crate) struct Registration {
 impl Inner {
     /// Makes images known in one step: everything the lease holds reaches the disk, then the database says so.
     pub(crate) fn register(&self, images: &[Registration], lease: &Lease) -> Result<()> {
+        let names = self.named_lock("names".into());
+        let _guard = guard(&names);
         // What is recorded must be on disk: the snapshot comes before the sync. Only what is leased here is recorded, for
         // nothing else is sure to stay meanwhile.
         let (blobs, layers, diffs) = {
@@ -366,6 +368,8 @@ impl Store {
     /// # Errors
     /// [`Error::NoSuchImage`], [`Error::InvalidReference`] for a target with a digest, [`Error::Database`].
     pub fn tag(&self, image: &str, target: &Reference) -> Result<Arc<Image>> {
+        let names = self.0.named_lock("names".into());
+        let _guard = guard(&names);
         let image = self.resolve(image)?;
         if target.digest().is_some() {
             return Err(Error::InvalidReference {

@@ -12,7 +12,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex};
 
 use sha2::{Digest as _, Sha256};
@@ -120,6 +120,16 @@ impl Inner {
                 actual,
             });
         }
+        self.publish_layer(job, unpacked, scratch, lease)
+    }
+
+    fn publish_layer(
+        &self,
+        job: &LayerJob,
+        unpacked: Unpacked,
+        scratch: Scratch<'_>,
+        lease: &Lease,
+    ) -> Result<LayerRow> {
         let row = LayerRow {
             chain_id: job.chain_id.clone(),
             diff_id: job.diff_id.clone(),
@@ -134,6 +144,54 @@ impl Inner {
         fresh.diffs.insert((job.diff_id.clone(), job.blob.clone()));
         lease.add_layer(&mut fresh, &job.chain_id);
         Ok(row)
+    }
+
+    /// Unpacks a lowest layer whose diff id is not known yet; answers it. Blocks.
+    pub(crate) fn unpack_base(
+        &self,
+        blob: &Digest,
+        lease: &Lease,
+        progress: &Progress,
+    ) -> Result<Digest> {
+        let scratch = Scratch::create(self)?;
+        // With a diff id that is not the blob's own the contents are always hashed.
+        let unknown = Digest::of(b"");
+        let job = LayerJob {
+            index: 0,
+            blob: blob.clone(),
+            diff_id: unknown.clone(),
+            chain_id: unknown,
+            parent: None,
+        };
+        let (diff_id, unpacked) = self.extract(&job, &scratch.path, progress, "Importing")?;
+        let lock = self.named_lock(diff_id.to_string());
+        let _once = guard(&lock);
+        if self.lease_layer(lease, &diff_id).is_none() {
+            let job = LayerJob {
+                diff_id: diff_id.clone(),
+                chain_id: diff_id.clone(),
+                ..job
+            };
+            self.publish_layer(&job, unpacked, scratch, lease)?;
+        }
+        Ok(diff_id)
+    }
+
+    /// The diff id of a stored layer.
+    pub(crate) fn diff_id_of(&self, blob: &Digest) -> Result<Digest> {
+        let path = self.blob_path(blob);
+        let file = File::open(&path).context("open", &path)?;
+        let size = file.metadata().context("stat", &path)?.len();
+        let (compression, plain) = decompressed(file)?;
+        if compression == Compression::Plain {
+            return Ok(blob.clone());
+        }
+        let mut hasher = Sha256::new();
+        decompress(plain, size, &self.options.limits, |chunk| {
+            hasher.update(&*chunk);
+            true
+        })?;
+        Ok(Digest::finish(hasher))
     }
 
     fn extract(
@@ -165,7 +223,9 @@ impl Inner {
         let (to_unpack, unpack_from) = sync_channel(CHUNKS_IN_FLIGHT);
         let result = std::thread::scope(|scope| {
             let reader = scope.spawn(|| {
-                let sent = decompress(plain, size, limits, &to_hash, &to_unpack);
+                let sent = decompress(plain, size, limits, |chunk| {
+                    to_unpack.send(Ok(chunk.clone())).is_ok() && to_hash.send(chunk).is_ok()
+                });
                 if let Err(error) = &sent {
                     let told = io::Error::new(io::ErrorKind::InvalidData, error.to_string());
                     let _ = to_unpack.send(Err(told));
@@ -214,13 +274,12 @@ impl Inner {
 
 type Chunk = Arc<Vec<u8>>;
 
-/// Reads until the end, or until the unpacker is gone.
+/// Reads until the end, or until `take` wants no more.
 fn decompress(
     mut plain: impl Read,
     compressed_bytes: u64,
     limits: &Limits,
-    to_hash: &SyncSender<Chunk>,
-    to_unpack: &SyncSender<io::Result<Chunk>>,
+    mut take: impl FnMut(Chunk) -> bool,
 ) -> Result<()> {
     let mut total = 0_u64;
     loop {
@@ -246,8 +305,7 @@ fn decompress(
                 limit: limits.ratio,
             });
         }
-        let chunk = Arc::new(chunk);
-        if to_unpack.send(Ok(chunk.clone())).is_err() || to_hash.send(chunk).is_err() {
+        if !take(Arc::new(chunk)) {
             return Ok(());
         }
     }

@@ -14,7 +14,9 @@
 //! that only look at memory, or at most at the database, are plain functions and say so.
 
 mod blobs;
+mod changes;
 mod collect;
+mod commit;
 mod compression;
 mod config;
 mod db;
@@ -25,11 +27,16 @@ mod layers;
 mod load;
 mod manifest;
 mod progress;
+mod prune;
 mod reference;
+mod remove;
+mod save;
 mod source;
 mod store;
 
+pub use changes::{Change, ChangeKind, changes};
 pub use collect::Collected;
+pub use commit::{Commit, CommitSource, Import};
 pub use compression::Compression;
 pub use config::{Healthcheck, HistoryEntry, ImageConfig, RootFs, RunConfig};
 pub use digest::Digest;
@@ -38,5 +45,8 @@ pub use images::{Image, Layer};
 pub use load::Loaded;
 pub use manifest::{Descriptor, ManifestPlatform, Platform};
 pub use progress::{Event, Progress, silent};
+pub use prune::{DiskUsage, ImageUsage, PruneFilter};
 pub use reference::{DEFAULT_TAG, Reference};
+pub use remove::{InUse, Removal, Removed};
+pub use save::Saving;
 pub use store::{Limits, Options, Store};
