@@ -83,8 +83,9 @@ pub fn exec(mut exec: Exec<'_>) -> Result<Init> {
     let stdio = std::mem::replace(&mut exec.stdio, Stdio::Inherit).above_standard()?;
     let target = open_target(exec.init_pid)?;
     let filter = compile_filter(exec.spec)?;
-    let entrance = exec.cgroup.entrance()?;
-    let unified_dir = exec.cgroup.dir_fd()?;
+    let cgroup = exec.cgroup.beside(exec.init_pid)?;
+    let entrance = cgroup.entrance()?;
+    let unified_dir = cgroup.dir_fd()?;
     let (mut ours, theirs) = Channel::pair()?;
     let mut job = Job {
         exec: &exec,

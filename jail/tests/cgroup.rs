@@ -408,6 +408,93 @@ fn a_missing_controller_is_named() {
     assert!(error.to_string().contains("\"memory\""), "{error}");
 }
 
+/// The one v2 controller that a hybrid host may have left.
+fn v2_with_hugetlb() -> Option<Layout> {
+    let layout = v2_layout()?;
+    let there = layout.hierarchies[0]
+        .controllers
+        .iter()
+        .any(|c| c == "hugetlb");
+    if !there {
+        println!("skipped: hugetlb is not on v2 here");
+    }
+    there.then_some(layout)
+}
+
+const HUGE: &str = r#"{"hugepageLimits":[{"pageSize":"2MB","limit":4194304}]}"#;
+
+#[test]
+fn controllers_are_handed_down_on_v2() {
+    let Some(layout) = v2_with_hugetlb() else {
+        return;
+    };
+    let scratch = scratch(layout);
+    let cgroup = scratch.cgroup("a/b/c");
+    cgroup.create(Some(&resources(HUGE))).expect("create");
+    let dir = dir(&cgroup, "");
+    assert_eq!(text(&dir.join("hugetlb.2MB.max")), "4194304");
+    assert_eq!(text(&dir.join("hugetlb.2MB.rsvd.max")), "4194304");
+    cgroup
+        .update(&resources(
+            r#"{"hugepageLimits":[{"pageSize":"2MB","limit":-1}]}"#,
+        ))
+        .expect("update");
+    assert_eq!(text(&dir.join("hugetlb.2MB.max")), "max");
+}
+
+#[test]
+fn a_parent_with_processes_hands_nothing_down_and_the_error_says_so() {
+    let Some(layout) = v2_with_hugetlb() else {
+        return;
+    };
+    let scratch = scratch(layout);
+    let parent = scratch.cgroup("parent");
+    parent.create(None).expect("parent");
+    let resident = shell_in(&parent, "sleep 30");
+    let child = scratch.cgroup("parent/child");
+    let error = child
+        .create(Some(&resources(HUGE)))
+        .expect_err("no internal processes");
+    assert_eq!(error.kind(), ErrorKind::HostUnfit);
+    assert!(
+        error.to_string().contains("processes of its own"),
+        "{error}"
+    );
+    assert!(!child.exists());
+    // Without a limit there is nothing to miss.
+    child.create(None).expect("create");
+    child.remove().expect("remove");
+    parent.kill().expect("kill");
+    wait_killed(resident);
+}
+
+#[test]
+fn exec_joins_an_init_that_moved_down() {
+    let Some(layout) = v2_with_hugetlb() else {
+        return;
+    };
+    let scratch = scratch(layout);
+    let cgroup = scratch.cgroup("systemd-like");
+    cgroup.create(None).expect("create");
+    let script = format!(
+        "cd {0} && mkdir init.scope && echo $$ > init.scope/cgroup.procs && echo +hugetlb > cgroup.subtree_control && echo ready; sleep 30",
+        dir(&cgroup, "").display()
+    );
+    let mut init = shell_in(&cgroup, &script);
+    let pid = Pid::from_raw(init.id().cast_signed());
+    let mut line = String::new();
+    BufReader::new(init.stdout.take().expect("piped"))
+        .read_line(&mut line)
+        .expect("ready");
+    assert_eq!(line, "ready\n");
+    let further = shell_in(&cgroup.beside(pid).expect("beside"), "sleep 30");
+    let further_pid = Pid::from_raw(further.id().cast_signed());
+    assert!(cgroup.pids().expect("pids").contains(&further_pid));
+    cgroup.kill().expect("kill");
+    wait_killed(init);
+    wait_killed(further);
+}
+
 #[test]
 fn an_out_of_memory_kill_is_told_and_counted() {
     let Some(layout) = v1_layout() else { return };

@@ -12,6 +12,8 @@ use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
 
+use nix::unistd::Pid;
+
 use super::error::Error;
 
 /// Version of one hierarchy.
@@ -92,6 +94,21 @@ impl Layout {
     pub fn unified(&self) -> Option<&Hierarchy> {
         self.hierarchies.iter().find(|h| h.version == Version::V2)
     }
+}
+
+/// The v2 cgroup that `pid` is in, as a directory; `None` when it is outside of what is mounted here, or the process is gone.
+pub fn dir_of_process(hierarchy: &Hierarchy, pid: Pid) -> Result<Option<PathBuf>, Error> {
+    let path = PathBuf::from(format!("/proc/{pid}/cgroup"));
+    let own = match std::fs::read(&path) {
+        Ok(text) => parse_own(&text),
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => return Ok(None),
+        Err(source) => return Err(Error::Read { path, source }),
+    };
+    let below = own
+        .get("")
+        .and_then(|cgroup| cgroup.strip_prefix(&hierarchy.mount_root).ok())
+        .filter(|below| !below.components().any(|c| c == Component::ParentDir));
+    Ok(below.map(|below| hierarchy.mount_point.join(below)))
 }
 
 /// Refuses what would leave the tree or name the tree's root.

@@ -149,6 +149,26 @@ impl Cgroup {
         Ok(())
     }
 
+    /// Where a further process of the container belongs: here, or in the cgroup below where `init` is. An init such as
+    /// systemd moves itself down on v2 and hands controllers to its children, and then processes may no longer enter here.
+    pub fn beside(&self, init: Pid) -> Result<Cgroup> {
+        let mut cgroup = self.clone();
+        let divided = |dir: &Path| -> Result<bool, Error> {
+            let text = files::read_if_there(&dir.join("cgroup.subtree_control"))?;
+            Ok(text.is_some_and(|t| !t.trim().is_empty()))
+        };
+        for place in &mut cgroup.places {
+            if place.hierarchy.version == Version::V2
+                && divided(&place.dir)?
+                && let Some(dir) = layout::dir_of_process(&place.hierarchy, init)?
+                && dir.starts_with(&place.dir)
+            {
+                place.dir = dir;
+            }
+        }
+        Ok(cgroup)
+    }
+
     /// Moves a process, with all its threads, into every hierarchy. Slow: see the module's description.
     pub fn join(&self, pid: Pid) -> Result<()> {
         for place in &self.places {
