@@ -7,6 +7,7 @@
 //! Must not know: HTTP, KVM, namespaces.
 
 mod error;
+mod image_source;
 mod images;
 mod options;
 pub mod seccomp;

@@ -155,7 +155,7 @@ pub fn parse_until(text: &str, now: DateTime<Utc>) -> Result<i64> {
 }
 
 /// Go's durations: `1h30m`, `1.5h`, `300ms`.
-fn parse_go_duration(text: &str) -> Option<chrono::Duration> {
+pub fn parse_go_duration(text: &str) -> Option<chrono::Duration> {
     let mut rest = text.strip_prefix('+').unwrap_or(text);
     if rest.is_empty() {
         return None;

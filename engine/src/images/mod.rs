@@ -4,16 +4,17 @@
 //!
 //! Must not know: HTTP; how images are stored or transferred.
 
+pub(crate) mod changes;
 mod feed;
 mod filter;
+mod source;
 mod view;
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 
 use caisson_api as api;
-use caisson_image::{Image, Reference, Store};
+use caisson_image::{Image, InUse, Reference, Removed, Store};
 use caisson_runtime::TarStream;
 use tokio_util::io::SyncIoBridge;
 
@@ -63,6 +64,8 @@ pub struct ImageImportOptions {
 #[derive(Clone)]
 pub(crate) struct Images {
     store: Store,
+    /// What an image without layers is stacked on.
+    empty_layer: PathBuf,
 }
 
 impl Images {
@@ -72,8 +75,12 @@ impl Images {
             insecure_registries: config.insecure_registries.clone(),
             ..caisson_image::Options::default()
         };
+        let empty_layer = config.data_root.join("empty-layer");
+        std::fs::create_dir_all(&empty_layer)
+            .map_err(|e| Error::io(format!("cannot create {}", empty_layer.display()), &e))?;
         Ok(Images {
             store: Store::open(config.data_root.join("image"), options)?,
+            empty_layer,
         })
     }
 }
@@ -118,7 +125,7 @@ impl Engine {
     pub async fn images(&self, options: ImageListOptions) -> Result<Vec<api::ImageSummary>> {
         let filter = self.image_filter(&options.filters)?;
         let images = self.store().list();
-        let shared = options.shared_size.then(|| shared_sizes(&images));
+        let shared = options.shared_size.then(|| shared_sizes(self.store()));
         let rows = images.iter().filter_map(|image| {
             let mut row = view::summary(image);
             if let Some(shared) = &shared {
@@ -242,15 +249,52 @@ impl Engine {
     /// `POST /images/create?fromSrc=-`; the stream is plain tar.
     pub async fn image_import(
         &self,
-        _tar: TarStream,
-        _options: ImageImportOptions,
+        tar: TarStream,
+        options: ImageImportOptions,
     ) -> Result<Feed<api::JsonMessage>> {
-        todo!()
+        let tag = options
+            .repository
+            .as_deref()
+            .map(|name| reference(name, options.tag.as_deref()))
+            .transpose()?;
+        let mut config = api::ContainerConfig::default();
+        changes::apply(&mut config, &options.changes)?;
+        let import = caisson_image::Import {
+            config: stored_config(&config)?,
+            message: if options.message.is_empty() {
+                "Imported from -".into()
+            } else {
+                options.message
+            },
+            platform: platform(options.platform.as_deref())?,
+            tag,
+        };
+        let engine = self.clone();
+        feed::feed(feed::as_status, move |_| async move {
+            // Docker draws no bars for an import; its client does.
+            let id = engine
+                .store()
+                .import(SyncIoBridge::new(tar), import, caisson_image::silent())
+                .await?;
+            let id = id.to_string();
+            engine.publish(event("import", &id, &id, None));
+            Ok(vec![api::JsonMessage::status("", &id)])
+        })
+        .await
     }
 
     /// `GET /images/get`.
-    pub async fn image_save(&self, _names: Vec<String>) -> Result<TarStream> {
-        todo!()
+    pub async fn image_save(&self, names: Vec<String>) -> Result<TarStream> {
+        let saving = self.store().prepare_save(&names)?;
+        let (reader, writer) = tokio::io::duplex(256 << 10);
+        let writer = SyncIoBridge::new(writer);
+        let writing = tokio::spawn(saving.write(writer));
+        for name in &names {
+            if let Ok(image) = self.store().resolve(name) {
+                self.image_event("save", &image, name);
+            }
+        }
+        Ok(Box::pin(source::Produced::new(reader, writing)))
     }
 
     /// `POST /images/NAME/push`.
@@ -266,16 +310,100 @@ impl Engine {
     /// `DELETE /images/NAME`.
     pub async fn image_remove(
         &self,
-        _name: &str,
-        _force: bool,
-        _no_prune: bool,
+        name: &str,
+        force: bool,
+        no_prune: bool,
     ) -> Result<Vec<api::ImageDeleteItem>> {
-        todo!()
+        let id = self.store().resolve(name)?.id().to_string();
+        let removal = self
+            .store()
+            .remove(name, force, !no_prune, self.images_in_use())
+            .await?;
+        Ok(self.announce_removed(Some(&id), removal.removed))
+    }
+
+    /// Events and rows of a removal. `id` is the image whose names went, when it is only one.
+    fn announce_removed(
+        &self,
+        id: Option<&str>,
+        removed: Vec<Removed>,
+    ) -> Vec<api::ImageDeleteItem> {
+        let row = |one: Removed| match one {
+            Removed::Untagged(name) => {
+                self.publish(event("untag", id.unwrap_or(&name), &name, None));
+                api::ImageDeleteItem {
+                    untagged: Some(name),
+                    deleted: None,
+                }
+            }
+            Removed::Deleted(digest) => {
+                let digest = digest.to_string();
+                self.publish(event("delete", &digest, &digest, None));
+                api::ImageDeleteItem {
+                    untagged: None,
+                    deleted: Some(digest),
+                }
+            }
+        };
+        removed.into_iter().map(row).collect()
+    }
+
+    fn images_in_use(&self) -> Vec<InUse> {
+        let users = self.image_users().into_iter();
+        users
+            .filter_map(|user| {
+                Some(InUse {
+                    image: user.image.parse().ok()?,
+                    container: user.container,
+                    running: user.running,
+                })
+            })
+            .collect()
+    }
+
+    /// Forgets images that were removed under containers which are gone now. For after start and after `rm`.
+    pub async fn collect_image_garbage(&self) -> Result<()> {
+        self.store().collect_garbage(self.images_in_use()).await?;
+        Ok(())
     }
 
     /// `POST /images/prune`.
-    pub async fn images_prune(&self, _filters: api::Filters) -> Result<api::ImagesPruneResponse> {
-        todo!()
+    pub async fn images_prune(&self, filters: api::Filters) -> Result<api::ImagesPruneResponse> {
+        if let Some(key) = filters.unknown_key(&["dangling", "label", "label!", "until"]) {
+            return Err(Error::invalid(format!("invalid filter '{key}'")));
+        }
+        let dangling = filters
+            .boolean("dangling")
+            .map_err(|v| Error::invalid(format!("invalid filter 'dangling={v}'")))?;
+        let until = match filters.get("until") {
+            [] => None,
+            [one] => {
+                chrono::DateTime::from_timestamp(filter::parse_until(one, chrono::Utc::now())?, 0)
+            }
+            _ => return Err(Error::invalid("more than one until filter specified")),
+        };
+        let pairs = |key: &str| {
+            let pair = |text: &String| match text.split_once('=') {
+                Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
+                None => (text.clone(), None),
+            };
+            filters.get(key).iter().map(pair).collect::<Vec<_>>()
+        };
+        let filter = caisson_image::PruneFilter {
+            all: dangling == Some(false),
+            until,
+            labels: pairs("label"),
+            without_labels: pairs("label!"),
+        };
+        let removal = self.store().prune(filter, self.images_in_use()).await?;
+        let deleted = self.announce_removed(None, removal.removed);
+        let mut attributes = BTreeMap::new();
+        attributes.insert("reclaimed".to_owned(), removal.freed_bytes.to_string());
+        self.publish(api::EventMessage::now("image", "prune", "", attributes));
+        Ok(api::ImagesPruneResponse {
+            images_deleted: (!deleted.is_empty()).then_some(deleted),
+            space_reclaimed: removal.freed_bytes,
+        })
     }
 
     /// `GET /distribution/NAME/json`.
@@ -293,8 +421,37 @@ impl Engine {
     }
 
     /// `GET /system/df`; `kinds` chooses among `container`, `image`, `volume` and `build-cache`, empty means all.
-    pub async fn disk_usage(&self, _kinds: &[&str]) -> Result<api::DiskUsage> {
-        todo!()
+    pub async fn disk_usage(&self, kinds: &[&str]) -> Result<api::DiskUsage> {
+        let wanted = |kind: &str| kinds.is_empty() || kinds.contains(&kind);
+        let mut usage = api::DiskUsage {
+            build_cache: Some(Vec::new()),
+            ..Default::default()
+        };
+        if wanted("container") {
+            usage.containers = self.container_disk_usage().await?;
+        }
+        if wanted("image") {
+            let store = self.store().disk_usage();
+            usage.layers_size = view::signed(store.layers_bytes);
+            let users = self.image_users();
+            let shared: HashMap<String, u64> = store
+                .images
+                .iter()
+                .map(|image| (image.id.to_string(), image.shared_bytes))
+                .collect();
+            usage.images = self
+                .store()
+                .list()
+                .iter()
+                .map(|image| view::summary(image))
+                .collect();
+            for row in &mut usage.images {
+                row.shared_size = view::signed(shared.get(&row.id).copied().unwrap_or(0));
+                let count = users.iter().filter(|user| user.image == row.id).count();
+                row.containers = i64::try_from(count).unwrap_or(i64::MAX);
+            }
+        }
+        Ok(usage)
     }
 }
 
@@ -323,22 +480,27 @@ fn write_durably(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 /// Bytes of layers that an image has in common with another, by image id.
-fn shared_sizes(images: &[Arc<Image>]) -> HashMap<String, i64> {
-    let mut users: HashMap<&caisson_image::Digest, u32> = HashMap::new();
-    for layer in images.iter().flat_map(|image| image.layers()) {
-        *users.entry(&layer.chain_id).or_default() += 1;
-    }
-    let shared = |image: &Arc<Image>| {
-        let layers = image
-            .layers()
-            .iter()
-            .filter(|layer| users.get(&layer.chain_id).is_some_and(|n| *n > 1));
-        view::signed(layers.map(|layer| layer.size_bytes).sum())
-    };
-    images
+fn shared_sizes(store: &Store) -> HashMap<String, i64> {
+    let usage = store.disk_usage();
+    usage
+        .images
         .iter()
-        .map(|image| (image.id().to_string(), shared(image)))
+        .map(|image| (image.id.to_string(), view::signed(image.shared_bytes)))
         .collect()
+}
+
+/// A configuration in the store's type; both speak Docker's JSON.
+fn stored_config(config: &api::ContainerConfig) -> Result<caisson_image::RunConfig> {
+    serde_json::to_value(config)
+        .and_then(serde_json::from_value)
+        .map_err(|e| Error::internal(format!("cannot convert an image configuration: {e}")))
+}
+
+fn platform(text: Option<&str>) -> Result<Option<caisson_image::Platform>> {
+    Ok(text
+        .filter(|t| !t.is_empty())
+        .map(caisson_image::Platform::parse)
+        .transpose()?)
 }
 
 impl From<caisson_image::Error> for Error {

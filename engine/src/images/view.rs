@@ -36,7 +36,6 @@ pub fn inspect(image: &Image, layers: &[PathBuf]) -> api::ImageInspect {
             .unwrap_or_default()
             .to_owned()
     };
-    let config = raw.get("config").cloned().unwrap_or_default();
     let last_comment = || {
         image
             .config()
@@ -65,7 +64,7 @@ pub fn inspect(image: &Image, layers: &[PathBuf]) -> api::ImageInspect {
         container_config: None,
         docker_version: text("docker_version"),
         author: text("author"),
-        config: run_config(config),
+        config: run_config(image),
         architecture: image.config().architecture.clone(),
         variant: image.config().variant.clone().unwrap_or_default(),
         os: image.config().os.clone(),
@@ -91,11 +90,13 @@ pub fn inspect(image: &Image, layers: &[PathBuf]) -> api::ImageInspect {
 }
 
 /// An image's configuration for containers; `null` and nonsense count as an empty one.
-fn run_config(config: Value) -> api::ContainerConfig {
-    if config.is_null() {
-        return api::ContainerConfig::default();
+pub fn run_config(image: &Image) -> api::ContainerConfig {
+    // What the store parsed, it parsed from this text.
+    let raw: Value = serde_json::from_str(image.config_json()).unwrap_or_default();
+    match raw.get("config") {
+        None | Some(Value::Null) => api::ContainerConfig::default(),
+        Some(config) => api::from_value(config.clone()).unwrap_or_default(),
     }
-    api::from_value(config).unwrap_or_default()
 }
 
 fn graph_driver(layers: &[PathBuf]) -> api::GraphDriver {
