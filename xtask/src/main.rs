@@ -1,3 +1,65 @@
-//! build, test, tidy and release tasks
+//! `cargo xtask`: set up, build, show, test, check, measure, install.
+//!
+//! Tasks may use system tools freely; the product may not. Must not know: the engine's insides. It drives the programs.
 
-fn main() {}
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+mod bench;
+mod build;
+mod demo;
+mod images;
+mod install;
+mod setup;
+mod shell;
+mod statistics;
+mod suite;
+mod tidy;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Tasks of the caisson project")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install the Debian packages that building (and testing) needs
+    Setup {
+        /// Also what the tests compare with and talk to: docker, podman, skopeo, a registry, debootstrap, …
+        #[arg(long)]
+        tests: bool,
+    },
+    /// Build the release programs into target/dist
+    Build,
+    /// Set up, build, and show what works, on this machine, now
+    Demo,
+    /// Run every test: units, contract suites, end to end
+    Test(suite::Options),
+    /// Check the rules of ARCHITECTURE.md and the conventions
+    Tidy,
+    /// Make the real images that the tests run: Debian, Python, Redis
+    Images,
+    /// Measure against crun, runc and dockerd on this machine
+    Bench(bench::Options),
+    /// Install programs, systemd unit, completions and man pages
+    Install(install::Options),
+}
+
+fn main() -> Result<()> {
+    match Arguments::parse().task {
+        Task::Setup { tests } => setup::run(if tests {
+            setup::Scope::Test
+        } else {
+            setup::Scope::Build
+        }),
+        Task::Build => build::run().map(drop),
+        Task::Demo => demo::run(),
+        Task::Test(options) => suite::run(&options),
+        Task::Tidy => tidy::run(),
+        Task::Images => images::run().map(drop),
+        Task::Bench(options) => bench::run(&options),
+        Task::Install(options) => install::run(&options),
+    }
+}

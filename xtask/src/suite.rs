@@ -1,0 +1,228 @@
+//! `cargo xtask test`: every suite, one summary line.
+//!
+//! Parses libtest's `test result:` lines, which the end-to-end suite prints as well. The last line printed is always
+//! `N passed, N failed, N skipped`.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+
+use crate::shell::{cargo, is_root, target};
+use crate::{images, setup};
+
+/// What to run.
+#[derive(clap::Args)]
+pub struct Options {
+    /// Only tests whose name contains this
+    filter: Option<String>,
+    /// Only the end-to-end cases
+    #[arg(long)]
+    e2e: bool,
+    /// Only units and contract suites
+    #[arg(long, conflicts_with = "e2e")]
+    units: bool,
+    /// Do not install packages or make images: skip what misses them
+    #[arg(long)]
+    offline: bool,
+    /// Run the end-to-end cases against the programs of `cargo xtask build` rather than a debug build
+    #[arg(long)]
+    release: bool,
+}
+
+#[derive(Default)]
+struct Tally {
+    passed: u64,
+    failed: u64,
+    skipped: u64,
+    reasons: BTreeMap<String, u64>,
+    failures: Vec<String>,
+    broken: Vec<String>,
+}
+
+/// Runs them. Fails when a test failed.
+pub fn run(options: &Options) -> Result<()> {
+    let began = Instant::now();
+    if !options.offline {
+        setup::run(setup::Scope::Test)?;
+    }
+    let mut tally = Tally::default();
+    let filter: Vec<&str> = options.filter.as_deref().into_iter().collect();
+    if !options.e2e {
+        let mut units = cargo();
+        units
+            .args([
+                "test",
+                "--workspace",
+                "--exclude",
+                "caisson-tests",
+                "--no-fail-fast",
+                "--",
+            ])
+            .args(&filter);
+        suite("units and contracts", &mut units, &mut tally)?;
+    }
+    if !options.units {
+        if !options.offline
+            && is_root()
+            && let Err(error) = images::run()
+        {
+            println!("images: {error:#}; the cases that need them will be skipped");
+        }
+        let binaries = if options.release {
+            crate::build::run()?
+        } else {
+            crate::shell::run(cargo().args([
+                "build",
+                "-p",
+                "caisson",
+                "-p",
+                "caisson-shim",
+                "-p",
+                "caisson-oci",
+            ]))?;
+            target().join("debug")
+        };
+        if is_root() {
+            let mut cases = cargo();
+            cases
+                .args(["test", "-p", "caisson-tests", "--no-fail-fast", "--"])
+                .args(&filter);
+            cases
+                .env("CAISSON_BIN_DIR", binaries)
+                .env("CAISSON_TEST_IMAGES", images::directory());
+            suite("end to end", &mut cases, &mut tally)?;
+        } else {
+            tally.skipped += 1;
+            *tally
+                .reasons
+                .entry("the end-to-end cases start daemons and containers: run as root".into())
+                .or_default() += 1;
+        }
+    }
+    report(&tally, began);
+    if tally.failed > 0 || !tally.broken.is_empty() {
+        std::process::exit(1);
+    }
+    Ok(())
+}
+
+fn suite(name: &str, command: &mut Command, tally: &mut Tally) -> Result<()> {
+    println!("\n── {name} ─────────────────────────────────────────");
+    let before = (tally.passed, tally.failed);
+    let mut child = command
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot run {name}"))?;
+    let output = BufReader::new(child.stdout.take().expect("piped"));
+    for line in output.split(b'\n') {
+        let line = line?;
+        let line = String::from_utf8_lossy(&line);
+        note(&line, tally);
+        if !line.contains("ignored (vm isolation") && !line.is_empty() {
+            println!("{line}");
+        }
+        std::io::stdout().flush()?;
+    }
+    let status = child.wait()?;
+    if before == (tally.passed, tally.failed) && !status.success() {
+        bail!("{name}: no test ran ({status})");
+    }
+    if !status.success() {
+        tally.broken.push(name.to_string());
+    }
+    Ok(())
+}
+
+fn note(line: &str, tally: &mut Tally) {
+    if let Some(counts) = line.strip_prefix("test result: ") {
+        let count = |what: &str| {
+            let field = counts
+                .split(['.', ';'])
+                .map(str::trim)
+                .find(|field| field.ends_with(what));
+            field
+                .and_then(|field| field.split(' ').next()?.parse::<u64>().ok())
+                .unwrap_or(0)
+        };
+        tally.passed += count("passed");
+        tally.failed += count("failed");
+        tally.skipped += count("ignored");
+    } else if let Some(rest) = line.strip_prefix("skipped ") {
+        if let Some((count, reason)) = rest.split_once(" × ") {
+            *tally.reasons.entry(reason.to_string()).or_default() +=
+                count.parse::<u64>().unwrap_or(1);
+        }
+    } else if let Some(rest) = line.strip_prefix("test ") {
+        if let Some(name) = rest.strip_suffix("... FAILED") {
+            tally.failures.push(name.trim().to_string());
+        } else if let Some((name, reason)) = rest.split_once("... ignored, ") {
+            *tally
+                .reasons
+                .entry(format!("{reason} ({})", name.trim()))
+                .or_default() += 1;
+        } else if let Some(name) = rest.strip_suffix("... ignored") {
+            *tally
+                .reasons
+                .entry(format!("documentation only ({})", name.trim()))
+                .or_default() += 1;
+        }
+    }
+}
+
+fn report(tally: &Tally, began: Instant) {
+    println!(
+        "\n── summary ({} s) ─────────────────────────────────────────",
+        began.elapsed().as_secs()
+    );
+    for (reason, count) in &tally.reasons {
+        println!("skipped {count} × {reason}");
+    }
+    for name in &tally.failures {
+        println!("failed {name}");
+    }
+    for name in &tally.broken {
+        println!("suite with failures: {name}");
+    }
+    let failed = if tally.failed == 0 && !tally.broken.is_empty() {
+        1
+    } else {
+        tally.failed
+    };
+    println!(
+        "{} passed, {failed} failed, {} skipped",
+        tally.passed, tally.skipped
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn result_lines_are_summed() {
+        let mut tally = Tally::default();
+        note(
+            "test result: ok. 12 passed; 1 failed; 3 ignored; 0 measured; 0 filtered out; finished in 0.1s",
+            &mut tally,
+        );
+        note(
+            "test result: FAILED. 2 passed; 4 failed; 0 ignored; 0 measured; 9 filtered out",
+            &mut tally,
+        );
+        assert_eq!((tally.passed, tally.failed, tally.skipped), (14, 5, 3));
+    }
+
+    #[test]
+    fn reasons_and_failures_are_kept() {
+        let mut tally = Tally::default();
+        note("skipped 7 × no registry", &mut tally);
+        note("test a::b ... FAILED", &mut tally);
+        note("test c ... ignored, needs root", &mut tally);
+        assert_eq!(tally.reasons["no registry"], 7);
+        assert_eq!(tally.reasons["needs root (c)"], 1);
+        assert_eq!(tally.failures, ["a::b"]);
+    }
+}
