@@ -12,6 +12,7 @@ mod limits;
 mod logs;
 mod mounts;
 mod observe;
+mod oci;
 mod real;
 mod registry;
 mod run;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         wall::CASES,
         daemon::CASES,
         clients::CASES,
+        oci::CASES,
         real::CASES,
     ])
 }

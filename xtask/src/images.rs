@@ -101,13 +101,11 @@ fn make(recipe: &Recipe, directory: &Path, archive: &Path) -> Result<()> {
     let root = scratch.path().join("root");
     let log = File::create(scratch.path().join("log"))?;
     let mut debootstrap = Command::new("debootstrap");
-    debootstrap
-        .args([
-            "--variant=minbase",
-            &format!("--include={}", recipe.packages),
-            SUITE,
-        ])
-        .arg(&root);
+    debootstrap.arg("--variant=minbase");
+    if !recipe.packages.is_empty() {
+        debootstrap.arg(format!("--include={}", recipe.packages));
+    }
+    debootstrap.arg(SUITE).arg(&root);
     debootstrap.stdout(log.try_clone()?).stderr(log);
     if let Err(error) = run_command(&mut debootstrap) {
         let log = std::fs::read_to_string(scratch.path().join("log")).unwrap_or_default();

@@ -2,6 +2,8 @@
 //!
 //! Tasks may use system tools freely; the product may not. Must not know: the engine's insides. It drives the programs.
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
@@ -47,7 +49,17 @@ enum Task {
     Install(install::Options),
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
     match Arguments::parse().task {
         Task::Setup { tests } => setup::run(if tests {
             setup::Scope::Test
