@@ -24,11 +24,17 @@ pub struct Failure {
 impl Failure {
     /// An ordinary failure: exit code 1.
     pub fn new(message: impl Into<String>) -> Self {
-        Failure { message: message.into(), code: 1 }
+        Failure {
+            message: message.into(),
+            code: 1,
+        }
     }
     /// A failure already reported.
     pub fn silent(code: u8) -> Self {
-        Failure { message: String::new(), code }
+        Failure {
+            message: String::new(),
+            code,
+        }
     }
 }
 
@@ -94,13 +100,27 @@ impl Operands {
         let plural = |n: usize| if n == 1 { "" } else { "s" };
         match self {
             Operands::None if count > 0 => Err(("accepts no arguments".to_owned(), "Run")),
-            Operands::Exactly(n) if count != n => Err((format!("requires {n} argument{}", plural(n)), "Run")),
-            Operands::AtLeast(n) if count < n => Err((format!("requires at least {n} argument{}", plural(n)), "See")),
+            Operands::Exactly(n) if count != n => {
+                Err((format!("requires {n} argument{}", plural(n)), "Run"))
+            }
+            Operands::AtLeast(n) if count < n => Err((
+                format!("requires at least {n} argument{}", plural(n)),
+                "See",
+            )),
             Operands::Between(low, high) if count < low || count > high => {
                 if low == 0 {
-                    return Err((format!("requires at most {high} argument{}", plural(high)), "Run"));
+                    return Err((
+                        format!("requires at most {high} argument{}", plural(high)),
+                        "Run",
+                    ));
                 }
-                Err((format!("requires at least {low} and at most {high} argument{}", plural(high)), "Run"))
+                Err((
+                    format!(
+                        "requires at least {low} and at most {high} argument{}",
+                        plural(high)
+                    ),
+                    "Run",
+                ))
             }
             _ => Ok(()),
         }
@@ -127,8 +147,6 @@ pub struct Command {
     pub operands: Operands,
     /// Whether options may follow operands.
     pub interspersed: bool,
-    /// Whether failures read `caisson: …` and end with code 125, as `run`'s do.
-    pub engine_code: bool,
     /// Performs it.
     pub run: fn(Rc<Session>, Parsed) -> Running,
 }
@@ -144,7 +162,6 @@ pub const COMMAND: Command = Command {
     flags: &[],
     operands: Operands::None,
     interspersed: true,
-    engine_code: false,
     run: |_, _| Box::pin(async { Err(Failure::new("this command does nothing")) }),
 };
 
@@ -158,19 +175,52 @@ pub struct Group {
 
 /// Every group.
 pub const GROUPS: &[Group] = &[
-    Group { name: "container", about: "Manage containers" },
-    Group { name: "context", about: "Manage contexts" },
-    Group { name: "image", about: "Manage images" },
-    Group { name: "system", about: "Manage caisson" },
+    Group {
+        name: "container",
+        about: "Manage containers",
+    },
+    Group {
+        name: "context",
+        about: "Manage contexts",
+    },
+    Group {
+        name: "image",
+        about: "Manage images",
+    },
+    Group {
+        name: "system",
+        about: "Manage caisson",
+    },
 ];
 
 /// Every command, file by file.
 pub fn all() -> impl Iterator<Item = &'static Command> {
     [
-        super::container::COMMANDS,
-        super::image::COMMANDS,
+        super::container::run::COMMANDS,
+        super::container::attach::COMMANDS,
+        super::container::exec::COMMANDS,
+        super::container::ps::COMMANDS,
+        super::container::CONTAINER_INSPECT,
+        super::container::LOGS,
+        super::container::CP,
+        super::container::lifecycle::COMMANDS,
+        super::container::archive::COMMANDS,
+        super::container::UPDATE,
+        super::container::stats::COMMANDS,
+        super::inspect::COMMANDS,
+        super::image::list::COMMANDS,
+        super::image::pull::COMMANDS,
+        super::image::PUSH,
+        super::image::remove::COMMANDS,
+        super::image::TRANSFER,
+        super::image::HISTORY,
         super::registry::COMMANDS,
-        super::system::COMMANDS,
+        super::system::VERSION,
+        super::system::INFO,
+        super::system::EVENTS,
+        super::system::DF,
+        super::system::PRUNE,
+        super::system::DIAL,
         super::contexts::COMMANDS,
         super::local::COMMANDS,
     ]
@@ -190,7 +240,9 @@ pub enum Found {
 
 /// Finds the command that `words` begin with.
 pub fn find(words: &[String]) -> Found {
-    let has = |command: &'static Command, path: &str| command.paths.contains(&path) || command.hidden_paths.contains(&path);
+    let has = |command: &'static Command, path: &str| {
+        command.paths.contains(&path) || command.hidden_paths.contains(&path)
+    };
     let Some(first) = words.first() else {
         return Found::Unknown(None, String::new());
     };

@@ -30,17 +30,27 @@ impl Config {
     /// Loads from `directory`, DOCKER_CONFIG or `~/.docker`; a broken file is reported on standard error and treated as empty.
     pub fn load(directory: Option<PathBuf>) -> Self {
         let directory = directory
-            .or_else(|| std::env::var_os("DOCKER_CONFIG").filter(|v| !v.is_empty()).map(PathBuf::from))
+            .or_else(|| {
+                std::env::var_os("DOCKER_CONFIG")
+                    .filter(|v| !v.is_empty())
+                    .map(PathBuf::from)
+            })
             .unwrap_or_else(|| {
-                let home = std::env::var_os("HOME").filter(|h| !h.is_empty()).map(PathBuf::from);
-                home.unwrap_or_else(|| PathBuf::from("/root")).join(".docker")
+                let home = std::env::var_os("HOME")
+                    .filter(|h| !h.is_empty())
+                    .map(PathBuf::from);
+                home.unwrap_or_else(|| PathBuf::from("/root"))
+                    .join(".docker")
             });
         let path = directory.join("config.json");
         let file = match std::fs::read(&path) {
             Ok(bytes) => match serde_json::from_slice(&bytes) {
                 Ok(Value::Object(map)) => map,
                 _ => {
-                    eprintln!("WARNING: Error loading config file: {}: not a JSON object", path.display());
+                    eprintln!(
+                        "WARNING: Error loading config file: {}: not a JSON object",
+                        path.display()
+                    );
                     Map::new()
                 }
             },
@@ -55,7 +65,11 @@ impl Config {
     }
 
     fn text(&self, name: &str) -> Option<String> {
-        self.file.get(name).and_then(Value::as_str).filter(|v| !v.is_empty()).map(str::to_owned)
+        self.file
+            .get(name)
+            .and_then(Value::as_str)
+            .filter(|v| !v.is_empty())
+            .map(str::to_owned)
     }
 
     /// `detachKeys`.
@@ -78,7 +92,10 @@ impl Config {
         let Some(Value::Object(headers)) = self.file.get("HttpHeaders") else {
             return Vec::new();
         };
-        headers.iter().filter_map(|(k, v)| v.as_str().map(|v| (k.clone(), v.to_owned()))).collect()
+        headers
+            .iter()
+            .filter_map(|(k, v)| v.as_str().map(|v| (k.clone(), v.to_owned())))
+            .collect()
     }
 
     /// `proxies.default` as environment variables for new containers, upper and lower case.
@@ -87,9 +104,13 @@ impl Config {
             return Vec::new();
         };
         let mut found = Vec::new();
-        for (key, name) in
-            [("httpProxy", "HTTP_PROXY"), ("httpsProxy", "HTTPS_PROXY"), ("noProxy", "NO_PROXY"), ("ftpProxy", "FTP_PROXY"), ("allProxy", "ALL_PROXY")]
-        {
+        for (key, name) in [
+            ("httpProxy", "HTTP_PROXY"),
+            ("httpsProxy", "HTTPS_PROXY"),
+            ("noProxy", "NO_PROXY"),
+            ("ftpProxy", "FTP_PROXY"),
+            ("allProxy", "ALL_PROXY"),
+        ] {
             if let Some(value) = proxies.get(key).and_then(Value::as_str) {
                 found.push((name.to_owned(), value.to_owned()));
                 found.push((name.to_lowercase(), value.to_owned()));
@@ -117,17 +138,25 @@ impl Config {
         std::fs::create_dir_all(&self.directory).map_err(failed)?;
         let target = std::fs::canonicalize(&path).unwrap_or_else(|_| path.clone());
         let mut file = match std::fs::read(&target) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| format!("could not read {}: {e}", path.display()))?,
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .map_err(|e| format!("could not read {}: {e}", path.display()))?,
             Err(_) => Map::new(),
         };
         change(&mut file);
         let mut formatted = Vec::new();
-        let mut serializer = serde_json::Serializer::with_formatter(&mut formatted, serde_json::ser::PrettyFormatter::with_indent(b"\t"));
+        let mut serializer = serde_json::Serializer::with_formatter(
+            &mut formatted,
+            serde_json::ser::PrettyFormatter::with_indent(b"\t"),
+        );
         serde::Serialize::serialize(&file, &mut serializer).map_err(|e| e.to_string())?;
         let temporary = target.with_file_name(format!("config.json{}", std::process::id()));
         let write = || -> std::io::Result<()> {
             use std::os::unix::fs::OpenOptionsExt;
-            let mut out = std::fs::OpenOptions::new().create_new(true).write(true).mode(0o600).open(&temporary)?;
+            let mut out = std::fs::OpenOptions::new()
+                .create_new(true)
+                .write(true)
+                .mode(0o600)
+                .open(&temporary)?;
             out.write_all(&formatted)?;
             out.sync_all()?;
             std::fs::rename(&temporary, &target)
@@ -156,12 +185,21 @@ impl Config {
         let Some(auths) = self.file.get("auths").and_then(Value::as_object) else {
             return Ok(None);
         };
-        let entry = auths.get(registry).or_else(|| auths.iter().find(|(name, _)| host_of(name) == host_of(registry)).map(|(_, v)| v));
+        let entry = auths.get(registry).or_else(|| {
+            auths
+                .iter()
+                .find(|(name, _)| host_of(name) == host_of(registry))
+                .map(|(_, v)| v)
+        });
         Ok(entry.and_then(decode_entry))
     }
 
     /// Keeps credentials; says whether they went to a helper.
-    pub fn store_credentials(&self, registry: &str, credentials: &Credentials) -> Result<bool, String> {
+    pub fn store_credentials(
+        &self,
+        registry: &str,
+        credentials: &Credentials,
+    ) -> Result<bool, String> {
         if let Some(helper) = self.helper_for(registry) {
             let request = json!({"ServerURL": registry, "Username": credentials.username, "Secret": credentials.secret});
             call_helper(&helper, "store", &request.to_string())?;
@@ -223,7 +261,11 @@ pub fn auth_config(registry: &str, credentials: &Credentials) -> Value {
 pub fn registry_of(reference: &str) -> String {
     match reference.split_once('/') {
         Some((first, _)) if first.contains('.') || first.contains(':') || first == "localhost" => {
-            if first == "docker.io" || first == "index.docker.io" { HUB.to_owned() } else { first.to_owned() }
+            if first == "docker.io" || first == "index.docker.io" {
+                HUB.to_owned()
+            } else {
+                first.to_owned()
+            }
         }
         _ => HUB.to_owned(),
     }
@@ -231,42 +273,81 @@ pub fn registry_of(reference: &str) -> String {
 
 /// `https://host/v1/` and `host` are the same registry.
 fn host_of(address: &str) -> String {
-    let rest = address.strip_prefix("https://").or_else(|| address.strip_prefix("http://")).unwrap_or(address);
+    let rest = address
+        .strip_prefix("https://")
+        .or_else(|| address.strip_prefix("http://"))
+        .unwrap_or(address);
     rest.split('/').next().unwrap_or(rest).to_owned()
 }
 
 fn decode_entry(entry: &Value) -> Option<Credentials> {
-    let text = |name: &str| entry.get(name).and_then(Value::as_str).filter(|v| !v.is_empty());
+    let text = |name: &str| {
+        entry
+            .get(name)
+            .and_then(Value::as_str)
+            .filter(|v| !v.is_empty())
+    };
     if let Some(token) = text("identitytoken") {
-        return Some(Credentials { username: "<token>".to_owned(), secret: token.to_owned() });
+        return Some(Credentials {
+            username: "<token>".to_owned(),
+            secret: token.to_owned(),
+        });
     }
     if let (Some(username), Some(password)) = (text("username"), text("password")) {
-        return Some(Credentials { username: username.to_owned(), secret: password.to_owned() });
+        return Some(Credentials {
+            username: username.to_owned(),
+            secret: password.to_owned(),
+        });
     }
     let decoded = STANDARD.decode(text("auth")?).ok()?;
     let decoded = String::from_utf8(decoded).ok()?;
     let (username, secret) = decoded.split_once(':')?;
-    Some(Credentials { username: username.to_owned(), secret: secret.trim_end_matches('\0').to_owned() })
+    Some(Credentials {
+        username: username.to_owned(),
+        secret: secret.trim_end_matches('\0').to_owned(),
+    })
 }
 
 fn call_helper(helper: &str, action: &str, input: &str) -> Result<String, String> {
     let program = format!("docker-credential-{helper}");
-    let failed = |e: std::io::Error| format!("error getting credentials - could not run {program}: {e}");
-    let mut child = Command::new(&program).arg(action).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().map_err(failed)?;
+    let failed =
+        |e: std::io::Error| format!("error getting credentials - could not run {program}: {e}");
+    let mut child = Command::new(&program)
+        .arg(action)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(failed)?;
     if let Some(mut stdin) = child.stdin.take() {
         stdin.write_all(input.as_bytes()).map_err(failed)?;
     }
     let output = child.wait_with_output().map_err(failed)?;
     let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-    if output.status.success() { Ok(text) } else { Err(format!("error getting credentials - {program} {action}: {text}")) }
+    if output.status.success() {
+        Ok(text)
+    } else {
+        Err(format!(
+            "error getting credentials - {program} {action}: {text}"
+        ))
+    }
 }
 
 fn helper_get(helper: &str, registry: &str) -> Result<Option<Credentials>, String> {
     match call_helper(helper, "get", registry) {
         Ok(text) => {
-            let value: Value = serde_json::from_str(&text).map_err(|e| format!("docker-credential-{helper} answered nonsense: {e}"))?;
-            let field = |name: &str| value.get(name).and_then(Value::as_str).unwrap_or("").to_owned();
-            Ok(Some(Credentials { username: field("Username"), secret: field("Secret") }))
+            let value: Value = serde_json::from_str(&text)
+                .map_err(|e| format!("docker-credential-{helper} answered nonsense: {e}"))?;
+            let field = |name: &str| {
+                value
+                    .get(name)
+                    .and_then(Value::as_str)
+                    .unwrap_or("")
+                    .to_owned()
+            };
+            Ok(Some(Credentials {
+                username: field("Username"),
+                secret: field("Secret"),
+            }))
         }
         Err(message) if message.contains("credentials not found") => Ok(None),
         Err(message) => Err(message),
@@ -280,12 +361,28 @@ mod tests {
     #[test]
     fn login_survives_a_round_trip_and_keeps_foreign_entries() {
         let directory = tempfile::tempdir().expect("temporary directory");
-        std::fs::write(directory.path().join("config.json"), r#"{"foreign":[1],"auths":{"other":{"auth":"YTpi"}}}"#).expect("written");
+        std::fs::write(
+            directory.path().join("config.json"),
+            r#"{"foreign":[1],"auths":{"other":{"auth":"YTpi"}}}"#,
+        )
+        .expect("written");
         let load = || Config::load(Some(directory.path().to_owned()));
-        let credentials = Credentials { username: "me".into(), secret: "p:w".into() };
-        assert_eq!(load().store_credentials("r.example:5000", &credentials), Ok(false));
+        let credentials = Credentials {
+            username: "me".into(),
+            secret: "p:w".into(),
+        };
+        assert_eq!(
+            load().store_credentials("r.example:5000", &credentials),
+            Ok(false)
+        );
         assert_eq!(load().credentials("r.example:5000"), Ok(Some(credentials)));
-        assert_eq!(load().credentials("other"), Ok(Some(Credentials { username: "a".into(), secret: "b".into() })));
+        assert_eq!(
+            load().credentials("other"),
+            Ok(Some(Credentials {
+                username: "a".into(),
+                secret: "b".into()
+            }))
+        );
         assert_eq!(load().erase_credentials("r.example:5000"), Ok(true));
         assert_eq!(load().erase_credentials("r.example:5000"), Ok(false));
         let text = std::fs::read_to_string(directory.path().join("config.json")).expect("readable");
@@ -295,8 +392,12 @@ mod tests {
     #[test]
     fn references_name_their_registry() {
         for (reference, registry) in [
-            ("busybox", HUB), ("library/busybox:1", HUB), ("docker.io/x", HUB), ("localhost/x", "localhost"),
-            ("localhost:5000/x", "localhost:5000"), ("ghcr.io/a/b@sha256:1", "ghcr.io"),
+            ("busybox", HUB),
+            ("library/busybox:1", HUB),
+            ("docker.io/x", HUB),
+            ("localhost/x", "localhost"),
+            ("localhost:5000/x", "localhost:5000"),
+            ("ghcr.io/a/b@sha256:1", "ghcr.io"),
         ] {
             assert_eq!(registry_of(reference), registry);
         }

@@ -55,14 +55,20 @@ impl Kind {
             Kind::Bool => match value {
                 "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok("true".to_owned()),
                 "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok("false".to_owned()),
-                _ => Err(format!("strconv.ParseBool: parsing {value:?}: invalid syntax")),
+                _ => Err(format!(
+                    "strconv.ParseBool: parsing {value:?}: invalid syntax"
+                )),
             },
             Kind::Text => Ok(kept()),
             Kind::Int => parse_int(value).map(|n| n.to_string()),
             Kind::Uint16 => match value.parse::<u64>() {
                 Ok(n) if n <= u64::from(u16::MAX) => Ok(kept()),
-                Ok(_) => Err(format!("strconv.ParseUint: parsing {value:?}: value out of range")),
-                Err(_) => Err(format!("strconv.ParseUint: parsing {value:?}: invalid syntax")),
+                Ok(_) => Err(format!(
+                    "strconv.ParseUint: parsing {value:?}: value out of range"
+                )),
+                Err(_) => Err(format!(
+                    "strconv.ParseUint: parsing {value:?}: invalid syntax"
+                )),
             },
             Kind::Decimal => units::nano_cpus(value).map(|_| kept()),
             Kind::Bytes => {
@@ -110,7 +116,12 @@ pub struct Flag {
 
 /// A row of a flag table.
 pub const fn flag(short: &'static str, long: &'static str, kind: Kind, help: &'static str) -> Flag {
-    Flag { short, long, kind, help }
+    Flag {
+        short,
+        long,
+        kind,
+        help,
+    }
 }
 
 /// `--format` of commands that print tables.
@@ -132,7 +143,7 @@ pub struct Parsed {
     values: HashMap<&'static str, Vec<String>>,
     /// The operands, in order.
     pub operands: Vec<String>,
-    /// Where `--` stood among the operands, if it did.
+    /// Whether help was asked for.
     pub help: bool,
 }
 
@@ -155,7 +166,10 @@ impl Parsed {
     }
     /// The last value, if the flag was given.
     pub fn last(&self, name: &str) -> Option<&str> {
-        self.values.get(name).and_then(|v| v.last()).map(String::as_str)
+        self.values
+            .get(name)
+            .and_then(|v| v.last())
+            .map(String::as_str)
     }
     /// All values of a repeatable flag.
     pub fn list(&self, name: &str) -> &[String] {
@@ -175,19 +189,29 @@ impl Parsed {
     }
     /// A duration flag in nanoseconds, 0 unless given.
     pub fn duration_ns(&self, name: &str) -> i64 {
-        self.last(name).and_then(|v| units::go_duration(v).ok()).unwrap_or(0)
-    }
-    /// Sets a value as if typed; for commands that are another command with a flag fixed.
-    pub fn set(&mut self, name: &'static str, value: &str) {
-        self.values.entry(name).or_default().push(value.to_owned());
+        self.last(name)
+            .and_then(|v| units::go_duration(v).ok())
+            .unwrap_or(0)
     }
 }
 
 /// Parses `arguments` by the tables. With `interspersed` options may follow operands; without, the first operand ends them.
-pub fn parse(tables: &[&'static [Flag]], interspersed: bool, arguments: &[String]) -> Result<Parsed, String> {
-    let find_long = |name: &str| tables.iter().flat_map(|t| t.iter()).find(|f| f.long == name);
+pub fn parse(
+    tables: &[&'static [Flag]],
+    interspersed: bool,
+    arguments: &[String],
+) -> Result<Parsed, String> {
+    let find_long = |name: &str| {
+        tables
+            .iter()
+            .flat_map(|t| t.iter())
+            .find(|f| f.long == name)
+    };
     let find_short = |c: char| {
-        tables.iter().flat_map(|t| t.iter()).find(|f| f.short.chars().next() == Some(c))
+        tables
+            .iter()
+            .flat_map(|t| t.iter())
+            .find(|f| f.short.chars().next() == Some(c))
     };
     let mut parsed = Parsed::default();
     let mut rest = arguments.iter();
@@ -214,7 +238,9 @@ pub fn parse(tables: &[&'static [Flag]], interspersed: bool, arguments: &[String
             let value = match inline {
                 Some(value) => value,
                 None if flag.kind.is_bool() => "true",
-                None => rest.next().ok_or_else(|| format!("flag needs an argument: --{name}"))?,
+                None => rest
+                    .next()
+                    .ok_or_else(|| format!("flag needs an argument: --{name}"))?,
             };
             keep(&mut parsed, flag, value)?;
         } else if argument.len() > 1 && argument.starts_with('-') {
@@ -292,7 +318,21 @@ mod tests {
 
     #[test]
     fn clusters_inline_values_and_negation() {
-        let p = parsed(false, &["-it", "-m512m", "-e=A=B", "-e", "C", "--rm=false", "img", "-x", "--rm"]).expect("parses");
+        let p = parsed(
+            false,
+            &[
+                "-it",
+                "-m512m",
+                "-e=A=B",
+                "-e",
+                "C",
+                "--rm=false",
+                "img",
+                "-x",
+                "--rm",
+            ],
+        )
+        .expect("parses");
         assert!(p.flag("interactive") && p.flag("tty") && !p.flag("rm") && p.given("rm"));
         assert_eq!(p.bytes("memory"), 512 << 20);
         assert_eq!(p.list("env"), ["A=B", "C"]);
@@ -309,7 +349,12 @@ mod tests {
 
     #[test]
     fn a_short_flag_that_takes_text_wins_over_help() {
-        assert_eq!(parsed(false, &["-h", "box"]).expect("parses").text("hostname"), "box");
+        assert_eq!(
+            parsed(false, &["-h", "box"])
+                .expect("parses")
+                .text("hostname"),
+            "box"
+        );
         assert!(parsed(false, &["--help"]).expect("parses").help);
     }
 
@@ -320,9 +365,18 @@ mod tests {
             (&["-ix"], "unknown shorthand flag: 'x' in -ix"),
             (&["-e"], "flag needs an argument: 'e' in -e"),
             (&["--env"], "flag needs an argument: --env"),
-            (&["-m", "abc"], "invalid argument \"abc\" for \"-m, --memory\" flag: invalid size: 'abc'"),
-            (&["--rm=x"], "invalid argument \"x\" for \"--rm\" flag: strconv.ParseBool: parsing \"x\": invalid syntax"),
-            (&["-n", "x"], "invalid argument \"x\" for \"-n, --last\" flag: strconv.ParseInt: parsing \"x\": invalid syntax"),
+            (
+                &["-m", "abc"],
+                "invalid argument \"abc\" for \"-m, --memory\" flag: invalid size: 'abc'",
+            ),
+            (
+                &["--rm=x"],
+                "invalid argument \"x\" for \"--rm\" flag: strconv.ParseBool: parsing \"x\": invalid syntax",
+            ),
+            (
+                &["-n", "x"],
+                "invalid argument \"x\" for \"-n, --last\" flag: strconv.ParseInt: parsing \"x\": invalid syntax",
+            ),
         ] {
             assert_eq!(parsed(false, words).expect_err("refused"), message);
         }

@@ -7,28 +7,66 @@ use super::command::Failure;
 use super::config::Config;
 use super::contexts;
 use super::flags::{Flag, Kind, Parsed, any, flag};
-use crate::client::endpoint::{self, Endpoint, TlsFiles};
 use crate::client::Client;
+use crate::client::endpoint::{self, Endpoint, TlsFiles};
 
 /// Flags before the command.
 pub const GLOBAL: &[Flag] = &[
-    flag("", "config", Kind::Text, "Location of client config files (default \"~/.docker\")"),
-    flag("c", "context", Kind::Text, "Name of the context to use to connect to the daemon (overrides DOCKER_HOST env var and default context set with \"caisson context use\")"),
+    flag(
+        "",
+        "config",
+        Kind::Text,
+        "Location of client config files (default \"~/.docker\")",
+    ),
+    flag(
+        "c",
+        "context",
+        Kind::Text,
+        "Name of the context to use to connect to the daemon (overrides DOCKER_HOST env var and default context set with \"caisson context use\")",
+    ),
     flag("D", "debug", Kind::Bool, "Enable debug mode"),
-    flag("H", "host", Kind::List("list", any), "Daemon socket to connect to"),
-    flag("l", "log-level", Kind::Text, "Set the logging level (\"debug\", \"info\", \"warn\", \"error\", \"fatal\") (default \"info\")"),
+    flag(
+        "H",
+        "host",
+        Kind::List("list", any),
+        "Daemon socket to connect to",
+    ),
+    flag(
+        "l",
+        "log-level",
+        Kind::Text,
+        "Set the logging level (\"debug\", \"info\", \"warn\", \"error\", \"fatal\") (default \"info\")",
+    ),
     flag("", "tls", Kind::Bool, "Use TLS; implied by --tlsverify"),
-    flag("", "tlscacert", Kind::Text, "Trust certs signed only by this CA (default \"~/.docker/ca.pem\")"),
-    flag("", "tlscert", Kind::Text, "Path to TLS certificate file (default \"~/.docker/cert.pem\")"),
-    flag("", "tlskey", Kind::Text, "Path to TLS key file (default \"~/.docker/key.pem\")"),
+    flag(
+        "",
+        "tlscacert",
+        Kind::Text,
+        "Trust certs signed only by this CA (default \"~/.docker/ca.pem\")",
+    ),
+    flag(
+        "",
+        "tlscert",
+        Kind::Text,
+        "Path to TLS certificate file (default \"~/.docker/cert.pem\")",
+    ),
+    flag(
+        "",
+        "tlskey",
+        Kind::Text,
+        "Path to TLS key file (default \"~/.docker/key.pem\")",
+    ),
     flag("", "tlsverify", Kind::Bool, "Use TLS and verify the remote"),
-    flag("v", "version", Kind::Bool, "Print version information and quit"),
+    flag(
+        "v",
+        "version",
+        Kind::Bool,
+        "Print version information and quit",
+    ),
 ];
 
 /// One invocation.
 pub struct Session {
-    /// The command as it was typed, without the program's name.
-    pub path: String,
     /// Global flags.
     pub global: Parsed,
     /// The user's configuration.
@@ -66,10 +104,18 @@ pub struct Wishes<'a> {
 
 /// Docker's precedence: flags, then DOCKER_HOST, DOCKER_CONTEXT, the configured context, the default.
 pub fn choose(wishes: &Wishes) -> Result<Choice, String> {
-    let named = |name: &str| if name == "default" { Choice::Default } else { Choice::Context(name.to_owned()) };
+    let named = |name: &str| {
+        if name == "default" {
+            Choice::Default
+        } else {
+            Choice::Context(name.to_owned())
+        }
+    };
     let set = |value: &Option<String>| value.clone().filter(|v| !v.is_empty());
     match (wishes.host_flags, wishes.context_flag) {
-        ([_, ..], Some(_)) => return Err("conflicting options: cannot specify both --host and --context".to_owned()),
+        ([_, ..], Some(_)) => {
+            return Err("conflicting options: cannot specify both --host and --context".to_owned());
+        }
         ([host], None) => return Ok(Choice::Host(host.clone())),
         ([_, _, ..], None) => return Err("specify only one -H".to_owned()),
         ([], Some(name)) => return Ok(named(name)),
@@ -86,9 +132,13 @@ pub fn choose(wishes: &Wishes) -> Result<Choice, String> {
 
 impl Session {
     /// Reads the configuration; connects to nothing yet.
-    pub fn new(path: String, global: Parsed) -> Self {
+    pub fn new(global: Parsed) -> Self {
         let config = Config::load(global.last("config").map(PathBuf::from));
-        Session { path, global, config, client: OnceCell::new() }
+        Session {
+            global,
+            config,
+            client: OnceCell::new(),
+        }
     }
 
     /// The choice of a daemon.
@@ -118,7 +168,9 @@ impl Session {
             return Ok(client);
         }
         let endpoint = self.endpoint()?;
-        let version = std::env::var("DOCKER_API_VERSION").ok().filter(|v| !v.is_empty());
+        let version = std::env::var("DOCKER_API_VERSION")
+            .ok()
+            .filter(|v| !v.is_empty());
         let client = Client::new(endpoint, version.as_deref(), self.config.http_headers());
         Ok(self.client.get_or_init(|| client))
     }
@@ -138,13 +190,20 @@ impl Session {
     }
 
     fn tls_files(&self) -> Option<TlsFiles> {
-        let verify = self.global.flag("tlsverify") || std::env::var("DOCKER_TLS_VERIFY").is_ok_and(|v| !v.is_empty());
-        let any_file = ["tlscacert", "tlscert", "tlskey"].iter().any(|f| self.global.given(f));
-        let wanted = verify || self.global.flag("tls") || any_file || std::env::var("DOCKER_TLS").is_ok_and(|v| !v.is_empty());
+        let verify = self.global.flag("tlsverify")
+            || std::env::var("DOCKER_TLS_VERIFY").is_ok_and(|v| !v.is_empty());
+        let any_file = ["tlscacert", "tlscert", "tlskey"]
+            .iter()
+            .any(|f| self.global.given(f));
+        let wanted = verify
+            || self.global.flag("tls")
+            || any_file
+            || std::env::var("DOCKER_TLS").is_ok_and(|v| !v.is_empty());
         if !wanted {
             return None;
         }
-        let directory = std::env::var_os("DOCKER_CERT_PATH").map_or_else(|| self.config.directory().to_owned(), PathBuf::from);
+        let directory = std::env::var_os("DOCKER_CERT_PATH")
+            .map_or_else(|| self.config.directory().to_owned(), PathBuf::from);
         let pick = |flag: &str, name: &str| match self.global.last(flag) {
             Some(path) => Some(PathBuf::from(path)),
             None => Some(directory.join(name)).filter(|p| p.exists()),
@@ -174,18 +233,50 @@ mod tests {
             docker_context: Some("ctx".into()),
             current_context: Some("cur".into()),
         };
-        assert_eq!(choose(&Wishes { host_flags: &flags, ..everything() }), Ok(host("tcp://a")));
-        assert_eq!(choose(&Wishes { context_flag: Some("x"), ..everything() }), Ok(Choice::Context("x".into())));
-        assert_eq!(choose(&everything()), Ok(host("tcp://c")));
-        assert_eq!(choose(&Wishes { caisson_host: None, ..everything() }), Ok(host("tcp://d")));
         assert_eq!(
-            choose(&Wishes { caisson_host: None, docker_host: Some(String::new()), ..everything() }),
+            choose(&Wishes {
+                host_flags: &flags,
+                ..everything()
+            }),
+            Ok(host("tcp://a"))
+        );
+        assert_eq!(
+            choose(&Wishes {
+                context_flag: Some("x"),
+                ..everything()
+            }),
+            Ok(Choice::Context("x".into()))
+        );
+        assert_eq!(choose(&everything()), Ok(host("tcp://c")));
+        assert_eq!(
+            choose(&Wishes {
+                caisson_host: None,
+                ..everything()
+            }),
+            Ok(host("tcp://d"))
+        );
+        assert_eq!(
+            choose(&Wishes {
+                caisson_host: None,
+                docker_host: Some(String::new()),
+                ..everything()
+            }),
             Ok(Choice::Context("ctx".into()))
         );
         assert_eq!(
-            choose(&Wishes { current_context: Some("default".into()), ..Wishes::default() }),
+            choose(&Wishes {
+                current_context: Some("default".into()),
+                ..Wishes::default()
+            }),
             Ok(Choice::Default)
         );
-        assert!(choose(&Wishes { host_flags: &flags, context_flag: Some("x"), ..Wishes::default() }).is_err());
+        assert!(
+            choose(&Wishes {
+                host_flags: &flags,
+                context_flag: Some("x"),
+                ..Wishes::default()
+            })
+            .is_err()
+        );
     }
 }

@@ -11,7 +11,10 @@ fn significant(value: f64, digits: usize) -> String {
         return "0".to_owned();
     }
     let scientific = format!("{:.*e}", digits - 1, value);
-    let exponent: i32 = scientific.split_once('e').and_then(|(_, e)| e.parse().ok()).unwrap_or(0);
+    let exponent: i32 = scientific
+        .split_once('e')
+        .and_then(|(_, e)| e.parse().ok())
+        .unwrap_or(0);
     if exponent < -4 || exponent >= digits as i32 {
         let mantissa = scientific.split('e').next().unwrap_or("0");
         let mantissa = if mantissa.contains('.') {
@@ -22,7 +25,11 @@ fn significant(value: f64, digits: usize) -> String {
         let sign = if exponent < 0 { '-' } else { '+' };
         return format!("{mantissa}e{sign}{:02}", exponent.abs());
     }
-    let fixed = format!("{:.*}", (digits as i32 - 1 - exponent).max(0) as usize, value);
+    let fixed = format!(
+        "{:.*}",
+        (digits as i32 - 1 - exponent).max(0) as usize,
+        value
+    );
     if fixed.contains('.') {
         fixed.trim_end_matches('0').trim_end_matches('.').to_owned()
     } else {
@@ -59,7 +66,9 @@ pub fn bytes_size(bytes: f64) -> String {
 /// Reads `512m`, `1.5GiB`, `0` as bytes; base 1024 whatever the suffix.
 pub fn ram_in_bytes(text: &str) -> Result<i64, String> {
     let invalid = || format!("invalid size: '{text}'");
-    let split = text.rfind(|c: char| c.is_ascii_digit() || c == '.').map_or(0, |i| i + 1);
+    let split = text
+        .rfind(|c: char| c.is_ascii_digit() || c == '.')
+        .map_or(0, |i| i + 1);
     let (number, suffix) = text.split_at(split);
     let number = number.trim_end();
     if number.is_empty() || number.starts_with('+') {
@@ -114,10 +123,14 @@ pub fn go_duration(text: &str) -> Result<i64, String> {
     }
     let mut total = 0f64;
     while !rest.is_empty() {
-        let number_end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
+        let number_end = rest
+            .find(|c: char| !c.is_ascii_digit() && c != '.')
+            .unwrap_or(rest.len());
         let value: f64 = rest[..number_end].parse().map_err(|_| invalid())?;
         rest = &rest[number_end..];
-        let unit_end = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
+        let unit_end = rest
+            .find(|c: char| c.is_ascii_digit() || c == '.')
+            .unwrap_or(rest.len());
         let unit = &rest[..unit_end];
         rest = &rest[unit_end..];
         total += value
@@ -135,7 +148,11 @@ pub fn go_duration(text: &str) -> Result<i64, String> {
     if total > i64::MAX as f64 {
         return Err(invalid());
     }
-    Ok(if negative { -(total as i64) } else { total as i64 })
+    Ok(if negative {
+        -(total as i64)
+    } else {
+        total as i64
+    })
 }
 
 /// `About a minute`, `3 weeks`: how long something took or is ago.
@@ -161,7 +178,12 @@ pub fn human_duration(d: Duration) -> String {
 /// The age of a Unix time in seconds, as `3 minutes ago`.
 pub fn ago(unix_seconds: i64) -> String {
     let now = chrono::Utc::now().timestamp();
-    format!("{} ago", human_duration(Duration::from_secs(now.saturating_sub(unix_seconds).max(0) as u64)))
+    format!(
+        "{} ago",
+        human_duration(Duration::from_secs(
+            now.saturating_sub(unix_seconds).max(0) as u64
+        ))
+    )
 }
 
 #[cfg(test)]
@@ -171,8 +193,13 @@ mod tests {
     #[test]
     fn sizes_have_four_significant_digits() {
         for (bytes, text) in [
-            (0.0, "0B"), (1923.0, "1.923kB"), (999.0, "999B"), (1000.0, "1kB"), (1_999_000.0, "1.999MB"),
-            (123_456_789.0, "123.5MB"), (999_999.0, "1000kB"),
+            (0.0, "0B"),
+            (1923.0, "1.923kB"),
+            (999.0, "999B"),
+            (1000.0, "1kB"),
+            (1_999_000.0, "1.999MB"),
+            (123_456_789.0, "123.5MB"),
+            (999_999.0, "1000kB"),
         ] {
             assert_eq!(human_size(bytes), text);
         }
@@ -182,7 +209,15 @@ mod tests {
 
     #[test]
     fn sizes_are_read_with_any_suffix() {
-        for (text, bytes) in [("0", 0), ("5b", 5), ("1k", 1024), ("1kb", 1024), ("1.5g", 1_610_612_736), ("512M", 512 << 20), ("2 GiB", 2 << 30)] {
+        for (text, bytes) in [
+            ("0", 0),
+            ("5b", 5),
+            ("1k", 1024),
+            ("1kb", 1024),
+            ("1.5g", 1_610_612_736),
+            ("512M", 512 << 20),
+            ("2 GiB", 2 << 30),
+        ] {
             assert_eq!(ram_in_bytes(text), Ok(bytes), "{text}");
         }
         for text in ["", "abc", "-5", "+5", "1x", "k", "1.2.3"] {
@@ -195,17 +230,32 @@ mod tests {
         assert_eq!(go_duration("1m30s"), Ok(90_000_000_000));
         assert_eq!(go_duration("1.5h"), Ok(5_400_000_000_000));
         assert_eq!(go_duration("-2ms"), Ok(-2_000_000));
-        assert_eq!(go_duration("5"), Err("time: missing unit in duration \"5\"".to_owned()));
-        assert_eq!(go_duration("5x"), Err("time: unknown unit \"x\" in duration \"5x\"".to_owned()));
+        assert_eq!(
+            go_duration("5"),
+            Err("time: missing unit in duration \"5\"".to_owned())
+        );
+        assert_eq!(
+            go_duration("5x"),
+            Err("time: unknown unit \"x\" in duration \"5x\"".to_owned())
+        );
         assert!(go_duration("").is_err() && go_duration("s").is_err());
     }
 
     #[test]
     fn ages_are_rounded_the_docker_way() {
         for (seconds, text) in [
-            (0, "Less than a second"), (1, "1 second"), (59, "59 seconds"), (60, "About a minute"), (125, "2 minutes"),
-            (3600, "About an hour"), (5400, "2 hours"), (86400, "24 hours"), (172_800, "2 days"),
-            (86400 * 15, "2 weeks"), (86400 * 61, "2 months"), (86400 * 900, "2 years"),
+            (0, "Less than a second"),
+            (1, "1 second"),
+            (59, "59 seconds"),
+            (60, "About a minute"),
+            (125, "2 minutes"),
+            (3600, "About an hour"),
+            (5400, "2 hours"),
+            (86400, "24 hours"),
+            (172_800, "2 days"),
+            (86400 * 15, "2 weeks"),
+            (86400 * 61, "2 months"),
+            (86400 * 900, "2 years"),
         ] {
             assert_eq!(human_duration(Duration::from_secs(seconds)), text);
         }
@@ -215,7 +265,13 @@ mod tests {
     fn cpus_are_rational() {
         assert_eq!(nano_cpus("1.5"), Ok(1_500_000_000));
         assert_eq!(nano_cpus("1/2"), Ok(500_000_000));
-        assert_eq!(nano_cpus("x"), Err("failed to parse x as a rational number".to_owned()));
-        assert_eq!(nano_cpus("0.0000000001"), Err("value is too precise".to_owned()));
+        assert_eq!(
+            nano_cpus("x"),
+            Err("failed to parse x as a rational number".to_owned())
+        );
+        assert_eq!(
+            nano_cpus("0.0000000001"),
+            Err("value is too precise".to_owned())
+        );
     }
 }

@@ -4,25 +4,43 @@ use super::command::{Command, GROUPS, Group, all};
 use super::flags::Flag;
 
 /// Commands shown first.
-const COMMON: &[&str] = &["run", "exec", "ps", "pull", "push", "images", "login", "logout", "search", "version", "info"];
+const COMMON: &[&str] = &[
+    "run", "exec", "ps", "pull", "push", "images", "login", "logout", "search", "version", "info",
+];
 
 /// `-f, --filter filter   Text`, one flag a line (more when its text has more), columns aligned.
 pub fn flag_lines(tables: &[&'static [Flag]], width: usize) -> String {
-    let mut flags: Vec<&Flag> = tables.iter().flat_map(|t| t.iter()).filter(|f| !f.help.is_empty()).collect();
+    let mut flags: Vec<&Flag> = tables
+        .iter()
+        .flat_map(|t| t.iter())
+        .filter(|f| !f.help.is_empty())
+        .collect();
     flags.sort_by_key(|f| f.long);
     let heads: Vec<String> = flags
         .iter()
         .map(|f| {
-            let short = if f.short.is_empty() { "      ".to_owned() } else { format!("  -{}, ", f.short) };
+            let short = if f.short.is_empty() {
+                "      ".to_owned()
+            } else {
+                format!("  -{}, ", f.short)
+            };
             let kind = f.kind.type_name();
-            format!("{short}--{}{}{kind}", f.long, if kind.is_empty() { "" } else { " " })
+            format!(
+                "{short}--{}{}{kind}",
+                f.long,
+                if kind.is_empty() { "" } else { " " }
+            )
         })
         .collect();
     let column = heads.iter().map(String::len).max().unwrap_or(0) + 3;
     let mut text = String::new();
     for (flag, head) in flags.iter().zip(&heads) {
         let mut first = true;
-        for line in flag.help.lines().flat_map(|l| wrap(l, width.saturating_sub(column).max(24))) {
+        for line in flag
+            .help
+            .lines()
+            .flat_map(|l| wrap(l, width.saturating_sub(column).max(24)))
+        {
             if first {
                 text.push_str(&format!("{head:column$}{line}\n"));
                 first = false;
@@ -60,7 +78,9 @@ fn wrap(line: &str, width: usize) -> Vec<String> {
 /// `Usage:  caisson run [OPTIONS] IMAGE …`
 pub fn usage_line(command: &Command, path: &str) -> String {
     let mut forms = command.usage.lines();
-    let mut text = format!("Usage:  caisson {path} {}", forms.next().unwrap_or("")).trim_end().to_owned();
+    let mut text = format!("Usage:  caisson {path} {}", forms.next().unwrap_or(""))
+        .trim_end()
+        .to_owned();
     for form in forms {
         text.push_str(&format!("\n\tcaisson {path} {form}"));
     }
@@ -74,7 +94,11 @@ pub fn command_help(command: &Command, path: &str, width: usize) -> String {
         text.push_str(&format!("\n{}\n", command.details));
     }
     if command.paths.len() > 1 {
-        let names: Vec<String> = command.paths.iter().map(|p| format!("caisson {p}")).collect();
+        let names: Vec<String> = command
+            .paths
+            .iter()
+            .map(|p| format!("caisson {p}"))
+            .collect();
         text.push_str(&format!("\nAliases:\n  {}\n", names.join(", ")));
     }
     let flags = flag_lines(command.flags, width);
@@ -91,8 +115,15 @@ pub fn command_help(command: &Command, path: &str, width: usize) -> String {
 }
 
 fn listing(rows: &[(&str, &str)]) -> String {
-    let column = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0).max(10);
-    rows.iter().map(|(name, about)| format!("  {name:column$}  {about}\n")).collect()
+    let column = rows
+        .iter()
+        .map(|(name, _)| name.len())
+        .max()
+        .unwrap_or(0)
+        .max(10);
+    rows.iter()
+        .map(|(name, about)| format!("  {name:column$}  {about}\n"))
+        .collect()
 }
 
 /// A group's help: its commands.
@@ -114,7 +145,10 @@ pub fn group_help(group: &Group) -> String {
 /// The program's help.
 pub fn program_help(global: &'static [Flag], width: usize) -> String {
     let top = |name: &str| all().find(|c| c.paths.contains(&name));
-    let common: Vec<(&str, &str)> = COMMON.iter().filter_map(|n| top(n).map(|c| (*n, c.about))).collect();
+    let common: Vec<(&str, &str)> = COMMON
+        .iter()
+        .filter_map(|n| top(n).map(|c| (*n, c.about)))
+        .collect();
     let groups: Vec<(&str, &str)> = GROUPS.iter().map(|g| (g.name, g.about)).collect();
     let mut rest: Vec<(&str, &str)> = all()
         .flat_map(|c| c.paths.iter().map(move |p| (*p, c.about)))
@@ -145,8 +179,18 @@ mod tests {
             }
             let mut letters = std::collections::HashSet::new();
             for flag in command.flags.iter().flat_map(|t| t.iter()) {
-                assert!(letters.insert(flag.long), "{}: --{} twice", command.paths[0], flag.long);
-                assert!(flag.short.is_empty() || letters.insert(flag.short), "{}: -{} twice", command.paths[0], flag.short);
+                assert!(
+                    letters.insert(flag.long),
+                    "{}: --{} twice",
+                    command.paths[0],
+                    flag.long
+                );
+                assert!(
+                    flag.short.is_empty() || letters.insert(flag.short),
+                    "{}: -{} twice",
+                    command.paths[0],
+                    flag.short
+                );
             }
         }
     }

@@ -45,7 +45,10 @@ fn answers(socket: &Path) -> bool {
 }
 
 fn start_once(socket: &Path) -> Result<(), String> {
-    let lock_path = PathBuf::from(format!("{}.start.lock", socket.with_extension("").display()));
+    let lock_path = PathBuf::from(format!(
+        "{}.start.lock",
+        socket.with_extension("").display()
+    ));
     let lock_file = OpenOptions::new()
         .create(true)
         .truncate(false)
@@ -65,7 +68,10 @@ fn start_once(socket: &Path) -> Result<(), String> {
         if answers(socket) {
             return Ok(());
         }
-        if let Some(status) = child.try_wait().map_err(|e| format!("could not watch the daemon: {e}"))? {
+        if let Some(status) = child
+            .try_wait()
+            .map_err(|e| format!("could not watch the daemon: {e}"))?
+        {
             return Err(format!(
                 "the daemon did not start ({status}). The end of {}:\n{}",
                 log_path.display(),
@@ -98,11 +104,15 @@ fn open_log() -> Result<(File, PathBuf), String> {
             Err(e) => reasons.push(format!("{path}: {e}")),
         }
     }
-    Err(format!("could not open a log for the daemon ({})", reasons.join("; ")))
+    Err(format!(
+        "could not open a log for the daemon ({})",
+        reasons.join("; ")
+    ))
 }
 
 fn spawn(log: &File) -> Result<Child, String> {
-    let executable = std::env::current_exe().map_err(|e| format!("could not find the caisson executable: {e}"))?;
+    let executable = std::env::current_exe()
+        .map_err(|e| format!("could not find the caisson executable: {e}"))?;
     let output = |file: &File| file.try_clone().map(Stdio::from).map_err(|e| e.to_string());
     // The child makes itself a session leader first thing (see `main`), so that no terminal's fate is its own.
     Command::new(&executable)
@@ -131,7 +141,10 @@ fn tail(path: &Path, from: u64) -> String {
         Ok(text) => {
             let lines: Vec<&str> = text.lines().collect();
             let last = &lines[lines.len().saturating_sub(12)..];
-            last.iter().map(|l| format!("  {l}")).collect::<Vec<_>>().join("\n")
+            last.iter()
+                .map(|l| format!("  {l}"))
+                .collect::<Vec<_>>()
+                .join("\n")
         }
         Err(e) => format!("  (unreadable: {e})"),
     }

@@ -92,17 +92,29 @@ pub fn parse(address: &str) -> Result<Transport, String> {
     if let Some(rest) = text.strip_prefix("ssh://") {
         let rest = rest.trim_end_matches('/');
         if rest.is_empty() || rest.contains('/') {
-            return Err(format!("invalid ssh address {address:?}: expected ssh://[user@]host[:port]"));
+            return Err(format!(
+                "invalid ssh address {address:?}: expected ssh://[user@]host[:port]"
+            ));
         }
         if rest.starts_with('-') || rest.contains("@-") {
-            return Err(format!("invalid ssh address {address:?}: a host cannot begin with '-'"));
+            return Err(format!(
+                "invalid ssh address {address:?}: a host cannot begin with '-'"
+            ));
         }
         return match rest.rsplit_once(':') {
             Some((destination, port)) if !port.contains(']') => {
-                let port = port.parse().map_err(|_| format!("invalid ssh address {address:?}: bad port"))?;
-                Ok(Transport::Ssh { destination: destination.to_owned(), port: Some(port) })
+                let port = port
+                    .parse()
+                    .map_err(|_| format!("invalid ssh address {address:?}: bad port"))?;
+                Ok(Transport::Ssh {
+                    destination: destination.to_owned(),
+                    port: Some(port),
+                })
             }
-            _ => Ok(Transport::Ssh { destination: rest.to_owned(), port: None }),
+            _ => Ok(Transport::Ssh {
+                destination: rest.to_owned(),
+                port: None,
+            }),
         };
     }
     let rest = match text.split_once("://") {
@@ -119,11 +131,16 @@ pub fn parse(address: &str) -> Result<Transport, String> {
         },
     };
     let port = match port {
-        Some(port) => port.parse().map_err(|_| format!("invalid address {address:?}: bad port {port:?}"))?,
+        Some(port) => port
+            .parse()
+            .map_err(|_| format!("invalid address {address:?}: bad port {port:?}"))?,
         None => 2375,
     };
     let host = if host.is_empty() { "localhost" } else { host };
-    Ok(Transport::Tcp { host: host.to_owned(), port })
+    Ok(Transport::Tcp {
+        host: host.to_owned(),
+        port,
+    })
 }
 
 impl Endpoint {
@@ -133,17 +150,20 @@ impl Endpoint {
             (Transport::Tcp { .. }, Some(files)) => Some(Arc::new(tls::Connector::load(files)?)),
             _ => None,
         };
-        Ok(Endpoint { transport, tls, autostart: false })
+        Ok(Endpoint {
+            transport,
+            tls,
+            autostart: false,
+        })
     }
 
     /// The default socket, behind which a daemon is started when none listens.
     pub fn local_default() -> Self {
-        Endpoint { transport: Transport::Unix(DEFAULT_SOCKET.into()), tls: None, autostart: true }
-    }
-
-    /// Whether a daemon would be started on demand.
-    pub fn autostarts(&self) -> bool {
-        self.autostart
+        Endpoint {
+            transport: Transport::Unix(DEFAULT_SOCKET.into()),
+            tls: None,
+            autostart: true,
+        }
     }
 
     /// As a URL.
@@ -151,16 +171,14 @@ impl Endpoint {
         match &self.transport {
             Transport::Unix(path) => format!("unix://{}", path.display()),
             Transport::Tcp { host, port } => format!("tcp://{host}:{port}"),
-            Transport::Ssh { destination, port: Some(port) } => format!("ssh://{destination}:{port}"),
-            Transport::Ssh { destination, port: None } => format!("ssh://{destination}"),
-        }
-    }
-
-    /// The unix socket's path, if it is one.
-    pub fn socket_path(&self) -> Option<&std::path::Path> {
-        match &self.transport {
-            Transport::Unix(path) => Some(path),
-            _ => None,
+            Transport::Ssh {
+                destination,
+                port: Some(port),
+            } => format!("ssh://{destination}:{port}"),
+            Transport::Ssh {
+                destination,
+                port: None,
+            } => format!("ssh://{destination}"),
         }
     }
 
@@ -178,9 +196,14 @@ impl Endpoint {
                 Ok(stream) => Ok(Box::new(stream)),
                 Err(e)
                     if self.autostart
-                        && matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused) =>
+                        && matches!(
+                            e.kind(),
+                            std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused
+                        ) =>
                 {
-                    autostart::ensure_daemon(path).await.map_err(ConnectError::Autostart)?;
+                    autostart::ensure_daemon(path)
+                        .await
+                        .map_err(ConnectError::Autostart)?;
                     Ok(Box::new(UnixStream::connect(path).await?))
                 }
                 Err(e) => Err(e.into()),
@@ -188,7 +211,10 @@ impl Endpoint {
             Transport::Tcp { host, port } => {
                 let addresses: Vec<_> = tokio::net::lookup_host((host.as_str(), *port))
                     .await
-                    .map_err(|e| ConnectError::Lookup { host: host.clone(), reason: e.to_string() })?
+                    .map_err(|e| ConnectError::Lookup {
+                        host: host.clone(),
+                        reason: e.to_string(),
+                    })?
                     .collect();
                 let stream = TcpStream::connect(addresses.as_slice()).await?;
                 stream.set_nodelay(true)?;
@@ -202,8 +228,21 @@ impl Endpoint {
                 if let Some(port) = port {
                     command.arg("-p").arg(port.to_string());
                 }
-                command.args(["-o", "ConnectTimeout=30", "-T", "--", destination, "caisson", "system", "dial-stdio"]);
-                let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(false).spawn()?;
+                command.args([
+                    "-o",
+                    "ConnectTimeout=30",
+                    "-T",
+                    "--",
+                    destination,
+                    "caisson",
+                    "system",
+                    "dial-stdio",
+                ]);
+                let mut child = command
+                    .stdin(Stdio::piped())
+                    .stdout(Stdio::piped())
+                    .kill_on_drop(false)
+                    .spawn()?;
                 let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
                     return Err(std::io::Error::other("ssh was started without pipes").into());
                 };
@@ -219,8 +258,14 @@ mod tests {
 
     #[test]
     fn addresses_are_read_as_docker_reads_them() {
-        let tcp = |host: &str, port| Transport::Tcp { host: host.into(), port };
-        let ssh = |destination: &str, port| Transport::Ssh { destination: destination.into(), port };
+        let tcp = |host: &str, port| Transport::Tcp {
+            host: host.into(),
+            port,
+        };
+        let ssh = |destination: &str, port| Transport::Ssh {
+            destination: destination.into(),
+            port,
+        };
         for (text, transport) in [
             ("unix:///a/b.sock", Transport::Unix("/a/b.sock".into())),
             ("unix://", Transport::Unix(DEFAULT_SOCKET.into())),
@@ -235,7 +280,13 @@ mod tests {
         ] {
             assert_eq!(parse(text), Ok(transport), "{text}");
         }
-        for text in ["tcp://h:x", "ftp://h", "ssh://", "ssh://-oProxyCommand=x", "ssh://h/path"] {
+        for text in [
+            "tcp://h:x",
+            "ftp://h",
+            "ssh://",
+            "ssh://-oProxyCommand=x",
+            "ssh://h/path",
+        ] {
             assert!(parse(text).is_err(), "{text}");
         }
     }

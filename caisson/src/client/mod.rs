@@ -87,7 +87,6 @@ pub type Result<T> = std::result::Result<T, Error>;
 type Body = BoxBody<Bytes, std::io::Error>;
 
 /// Builds a request target: path and query, escaped.
-#[derive(Clone)]
 pub struct Target {
     path: String,
     query: url::form_urlencoded::Serializer<'static, String>,
@@ -96,7 +95,11 @@ pub struct Target {
 
 /// A request target without a query yet.
 pub fn target(path: impl Into<String>) -> Target {
-    Target { path: path.into(), query: url::form_urlencoded::Serializer::new(String::new()), any: false }
+    Target {
+        path: path.into(),
+        query: url::form_urlencoded::Serializer::new(String::new()),
+        any: false,
+    }
 }
 
 impl Target {
@@ -108,7 +111,11 @@ impl Target {
     }
     /// Adds `name=value` unless the value is empty.
     pub fn with_text(self, name: &str, value: &str) -> Self {
-        if value.is_empty() { self } else { self.with(name, value) }
+        if value.is_empty() {
+            self
+        } else {
+            self.with(name, value)
+        }
     }
     /// Adds `name=1` when set.
     pub fn with_flag(self, name: &str, value: bool) -> Self {
@@ -119,7 +126,8 @@ impl Target {
         if filters.is_empty() {
             return self;
         }
-        let mut map: std::collections::BTreeMap<&str, std::collections::BTreeMap<&str, bool>> = Default::default();
+        let mut map: std::collections::BTreeMap<&str, std::collections::BTreeMap<&str, bool>> =
+            Default::default();
         for (name, value) in filters.iter().filter_map(|f| f.split_once('=')) {
             map.entry(name).or_default().insert(value, true);
         }
@@ -127,7 +135,11 @@ impl Target {
         self.with("filters", text)
     }
     fn finish(mut self) -> String {
-        if self.any { format!("{}?{}", self.path, self.query.finish()) } else { self.path }
+        if self.any {
+            format!("{}?{}", self.path, self.query.finish())
+        } else {
+            self.path
+        }
     }
 }
 
@@ -147,7 +159,9 @@ pub fn segment(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for byte in text.bytes() {
         match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' | b':' | b'@' => escaped.push(byte as char),
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' | b':' | b'@' => {
+                escaped.push(byte as char)
+            }
             _ => escaped.push_str(&format!("%{byte:02X}")),
         }
     }
@@ -169,9 +183,19 @@ pub struct Client {
 
 impl Client {
     /// A client; nothing is connected yet.
-    pub fn new(endpoint: Endpoint, api_version: Option<&str>, headers: Vec<(String, String)>) -> Self {
-        let prefix = api_version.map(|v| format!("/v{}", v.trim_start_matches('v'))).unwrap_or_default();
-        Client { endpoint, prefix, headers }
+    pub fn new(
+        endpoint: Endpoint,
+        api_version: Option<&str>,
+        headers: Vec<(String, String)>,
+    ) -> Self {
+        let prefix = api_version
+            .map(|v| format!("/v{}", v.trim_start_matches('v')))
+            .unwrap_or_default();
+        Client {
+            endpoint,
+            prefix,
+            headers,
+        }
     }
 
     /// Where requests go, as a URL.
@@ -181,15 +205,22 @@ impl Client {
 
     /// Opens a raw connection, for `system dial-stdio`.
     pub async fn dial(&self) -> Result<Box<dyn endpoint::Connection>> {
-        self.endpoint.connect().await.map_err(|e| self.connect_error("Get", "", e))
+        self.endpoint
+            .connect()
+            .await
+            .map_err(|e| self.connect_error("Get", "", e))
     }
 
     fn connect_error(&self, method: &str, path: &str, error: endpoint::ConnectError) -> Error {
         use std::io::ErrorKind as K;
         let address = self.address();
         match error {
-            endpoint::ConnectError::Io(e) if e.kind() == K::PermissionDenied => Error::Forbidden { address },
-            endpoint::ConnectError::Io(e) if matches!(e.kind(), K::NotFound | K::ConnectionRefused) => {
+            endpoint::ConnectError::Io(e) if e.kind() == K::PermissionDenied => {
+                Error::Forbidden { address }
+            }
+            endpoint::ConnectError::Io(e)
+                if matches!(e.kind(), K::NotFound | K::ConnectionRefused) =>
+            {
                 Error::Unreachable { address }
             }
             endpoint::ConnectError::Autostart(message) => Error::Autostart(message),
@@ -202,7 +233,13 @@ impl Client {
         }
     }
 
-    async fn roundtrip(&self, method: Method, target: Target, body: Body, extra: &[(&str, &str)]) -> Result<Response<Incoming>> {
+    async fn roundtrip(
+        &self,
+        method: Method,
+        target: Target,
+        body: Body,
+        extra: &[(&str, &str)],
+    ) -> Result<Response<Incoming>> {
         let path = format!("{}{}", self.prefix, target.finish());
         let verb = {
             let lower = method.as_str().to_lowercase();
@@ -214,7 +251,11 @@ impl Client {
             path: path.clone(),
             reason,
         };
-        let stream = self.endpoint.connect().await.map_err(|e| self.connect_error(&verb, &path, e))?;
+        let stream = self
+            .endpoint
+            .connect()
+            .await
+            .map_err(|e| self.connect_error(&verb, &path, e))?;
         let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
             .handshake::<_, Body>(TokioIo::new(stream))
             .await
@@ -227,7 +268,10 @@ impl Client {
             .method(method)
             .uri(&path)
             .header("Host", self.endpoint.host_header())
-            .header("User-Agent", concat!("caisson/", env!("CARGO_PKG_VERSION"), " (linux)"));
+            .header(
+                "User-Agent",
+                concat!("caisson/", env!("CARGO_PKG_VERSION"), " (linux)"),
+            );
         for (name, value) in &self.headers {
             request = request.header(name, value);
         }
@@ -235,7 +279,10 @@ impl Client {
             request = request.header(*name, *value);
         }
         let request = request.body(body).map_err(|e| broken(e.to_string()))?;
-        let response = sender.send_request(request).await.map_err(|e| broken(root_cause(&e)))?;
+        let response = sender
+            .send_request(request)
+            .await
+            .map_err(|e| broken(root_cause(&e)))?;
         if response.status().is_client_error() || response.status().is_server_error() {
             return Err(daemon_error(response).await);
         }
@@ -243,7 +290,12 @@ impl Client {
     }
 
     /// Sends a request with an optional JSON body; the answer's body is still to be read.
-    pub async fn send<B: Serialize + ?Sized>(&self, method: Method, target: impl Into<Target>, body: Option<&B>) -> Result<Response<Incoming>> {
+    pub async fn send<B: Serialize + ?Sized>(
+        &self,
+        method: Method,
+        target: impl Into<Target>,
+        body: Option<&B>,
+    ) -> Result<Response<Incoming>> {
         self.send_with(method, target, body, &[]).await
     }
 
@@ -268,39 +320,86 @@ impl Client {
                 Bytes::new()
             }
         };
-        self.roundtrip(method, target.into(), Full::new(bytes).map_err(|never| match never {}).boxed(), &all).await
+        self.roundtrip(
+            method,
+            target.into(),
+            Full::new(bytes).map_err(|never| match never {}).boxed(),
+            &all,
+        )
+        .await
     }
 
     /// Sends a streamed body (a tar).
-    pub async fn upload<S>(&self, method: Method, target: impl Into<Target>, content_type: &str, body: S) -> Result<Response<Incoming>>
+    pub async fn upload<S>(
+        &self,
+        method: Method,
+        target: impl Into<Target>,
+        content_type: &str,
+        body: S,
+    ) -> Result<Response<Incoming>>
     where
         S: Stream<Item = std::io::Result<Bytes>> + Send + Sync + 'static,
     {
         let body = StreamBody::new(body.map_ok(Frame::data)).boxed();
-        self.roundtrip(method, target.into(), body, &[("Content-Type", content_type)]).await
+        self.roundtrip(
+            method,
+            target.into(),
+            body,
+            &[("Content-Type", content_type)],
+        )
+        .await
     }
 
-    /// GET, decoded.
+    /// GET, decoded; members that are `null` count as absent.
     pub async fn get<T: DeserializeOwned>(&self, target: impl Into<Target>) -> Result<T> {
         decode(self.send::<Value>(Method::GET, target, None).await?).await
     }
 
-    /// POST, decoded.
-    pub async fn post<T: DeserializeOwned>(&self, target: impl Into<Target>, body: Option<&Value>) -> Result<T> {
+    /// GET, as the daemon wrote it.
+    pub async fn get_raw(&self, target: impl Into<Target>) -> Result<Value> {
+        let response = self.send::<Value>(Method::GET, target, None).await?;
+        let bytes = response
+            .into_body()
+            .collect()
+            .await
+            .map_err(|e| Error::Answer(root_cause(&e)))?
+            .to_bytes();
+        serde_json::from_slice(&bytes).map_err(|e| Error::Answer(e.to_string()))
+    }
+
+    /// POST, decoded; members that are `null` count as absent.
+    pub async fn post<T: DeserializeOwned, B: Serialize + ?Sized>(
+        &self,
+        target: impl Into<Target>,
+        body: Option<&B>,
+    ) -> Result<T> {
         decode(self.send(Method::POST, target, body).await?).await
     }
 
     /// POST whose answer has no body worth reading.
-    pub async fn act(&self, target: impl Into<Target>, body: Option<&Value>) -> Result<()> {
+    pub async fn act<B: Serialize + ?Sized>(
+        &self,
+        target: impl Into<Target>,
+        body: Option<&B>,
+    ) -> Result<()> {
         let response = self.send(Method::POST, target, body).await?;
-        response.into_body().collect().await.map_err(|e| Error::Answer(e.to_string()))?;
+        response
+            .into_body()
+            .collect()
+            .await
+            .map_err(|e| Error::Answer(e.to_string()))?;
         Ok(())
     }
 
     /// DELETE, decoded; `null` when the answer has no body.
     pub async fn delete(&self, target: impl Into<Target>) -> Result<Value> {
         let response = self.send::<Value>(Method::DELETE, target, None).await?;
-        let bytes = response.into_body().collect().await.map_err(|e| Error::Answer(e.to_string()))?.to_bytes();
+        let bytes = response
+            .into_body()
+            .collect()
+            .await
+            .map_err(|e| Error::Answer(e.to_string()))?
+            .to_bytes();
         if bytes.is_empty() {
             return Ok(Value::Null);
         }
@@ -308,19 +407,31 @@ impl Client {
     }
 
     /// POST that turns the connection into a raw two-way stream (attach, exec).
-    pub async fn hijack(&self, target: impl Into<Target>, body: Option<&Value>) -> Result<Hijacked> {
+    pub async fn hijack<B: Serialize + ?Sized>(
+        &self,
+        target: impl Into<Target>,
+        body: Option<&B>,
+    ) -> Result<Hijacked> {
         let response = self
-            .send_with(Method::POST, target, body, &[("Connection", "Upgrade"), ("Upgrade", "tcp")])
+            .send_with(
+                Method::POST,
+                target,
+                body,
+                &[("Connection", "Upgrade"), ("Upgrade", "tcp")],
+            )
             .await?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            return Err(Error::Answer(format!("the daemon did not hand over the connection (status {})", response.status())));
+            return Err(Error::Answer(format!(
+                "the daemon did not hand over the connection (status {})",
+                response.status()
+            )));
         }
-        let multiplexed_header = response
-            .headers()
-            .get("content-type")
-            .is_some_and(|v| v == "application/vnd.docker.multiplexed-stream");
-        let upgraded = hyper::upgrade::on(response).await.map_err(|e| Error::Answer(e.to_string()))?;
-        Ok(Hijacked { stream: TokioIo::new(upgraded), multiplexed_header })
+        let upgraded = hyper::upgrade::on(response)
+            .await
+            .map_err(|e| Error::Answer(e.to_string()))?;
+        Ok(Hijacked {
+            stream: TokioIo::new(upgraded),
+        })
     }
 }
 
@@ -328,8 +439,6 @@ impl Client {
 pub struct Hijacked {
     /// Both directions; shutting the write side down is a half close.
     pub stream: TokioIo<hyper::upgrade::Upgraded>,
-    /// Whether the daemon announced the 8-byte frame headers (API 1.42 and later do).
-    pub multiplexed_header: bool,
 }
 
 fn root_cause(error: &dyn std::error::Error) -> String {
@@ -351,14 +460,26 @@ async fn daemon_error(response: Response<Incoming>) -> Error {
         .and_then(|v| v.get("message").and_then(Value::as_str).map(str::to_owned))
         .unwrap_or_else(|| {
             let text = String::from_utf8_lossy(&bytes).trim().to_owned();
-            if text.is_empty() { status.to_string() } else { text }
+            if text.is_empty() {
+                status.to_string()
+            } else {
+                text
+            }
         });
-    Error::Daemon { status, message: message.trim().to_owned() }
+    Error::Daemon {
+        status,
+        message: message.trim().to_owned(),
+    }
 }
 
 async fn decode<T: DeserializeOwned>(response: Response<Incoming>) -> Result<T> {
-    let bytes = response.into_body().collect().await.map_err(|e| Error::Answer(root_cause(&e)))?.to_bytes();
-    serde_json::from_slice(&bytes).map_err(|e| Error::Answer(e.to_string()))
+    let bytes = response
+        .into_body()
+        .collect()
+        .await
+        .map_err(|e| Error::Answer(root_cause(&e)))?
+        .to_bytes();
+    caisson_api::from_json(&bytes).map_err(|e| Error::Answer(e.to_string()))
 }
 
 /// Reads an answer's body chunk by chunk.
@@ -382,13 +503,18 @@ pub struct JsonStream {
 impl JsonStream {
     /// Over an answer's body.
     pub fn new(response: Response<Incoming>) -> Self {
-        JsonStream { body: response.into_body(), buffer: Vec::new(), ended: false }
+        JsonStream {
+            body: response.into_body(),
+            buffer: Vec::new(),
+            ended: false,
+        }
     }
 
     /// The next value; `None` when the stream ends.
     pub async fn next(&mut self) -> Result<Option<Value>> {
         loop {
-            let mut values = serde_json::Deserializer::from_slice(&self.buffer).into_iter::<Value>();
+            let mut values =
+                serde_json::Deserializer::from_slice(&self.buffer).into_iter::<Value>();
             match values.next() {
                 Some(Ok(value)) => {
                     let used = values.byte_offset();
@@ -415,14 +541,24 @@ mod tests {
     #[test]
     fn names_cannot_escape_their_path_segment() {
         assert_eq!(segment("a/../b?x=1#y z%"), "a%2F..%2Fb%3Fx%3D1%23y%20z%25");
-        assert_eq!(segments("host:5000/a b/c:1@sha256:ab"), "host:5000/a%20b/c:1@sha256:ab");
+        assert_eq!(
+            segments("host:5000/a b/c:1@sha256:ab"),
+            "host:5000/a%20b/c:1@sha256:ab"
+        );
     }
 
     #[test]
     fn filters_are_grouped_by_name() {
-        let text = target("/x").with_filters(&["label=a".into(), "label=b=c".into(), "status=up".into()]).finish();
+        let text = target("/x")
+            .with_filters(&["label=a".into(), "label=b=c".into(), "status=up".into()])
+            .finish();
         let query = text.strip_prefix("/x?").expect("has a query");
-        let (_, value) = url::form_urlencoded::parse(query.as_bytes()).next().expect("one pair");
-        assert_eq!(value, r#"{"label":{"a":true,"b=c":true},"status":{"up":true}}"#);
+        let (_, value) = url::form_urlencoded::parse(query.as_bytes())
+            .next()
+            .expect("one pair");
+        assert_eq!(
+            value,
+            r#"{"label":{"a":true,"b=c":true},"status":{"up":true}}"#
+        );
     }
 }

@@ -23,12 +23,21 @@ impl Connector {
             .with_safe_default_protocol_versions()
             .map_err(|e| e.to_string())?;
         let builder = if files.skip_verify {
-            builder.dangerous().with_custom_certificate_verifier(Arc::new(AcceptAny(provider)))
+            builder
+                .dangerous()
+                .with_custom_certificate_verifier(Arc::new(AcceptAny(provider)))
         } else {
             let mut roots = RootCertStore::empty();
-            for path in files.ca.iter().map(std::path::PathBuf::as_path).chain(system_roots(files)) {
+            for path in files
+                .ca
+                .iter()
+                .map(std::path::PathBuf::as_path)
+                .chain(system_roots(files))
+            {
                 for certificate in certificates(path)? {
-                    roots.add(certificate).map_err(|e| format!("could not use CA certificate {}: {e}", path.display()))?;
+                    roots.add(certificate).map_err(|e| {
+                        format!("could not use CA certificate {}: {e}", path.display())
+                    })?;
                 }
             }
             builder.with_root_certificates(roots)
@@ -36,14 +45,24 @@ impl Connector {
         let config = match (&files.cert, &files.key) {
             (Some(cert), Some(key)) => builder
                 .with_client_auth_cert(certificates(cert)?, private_key(key)?)
-                .map_err(|e| format!("could not load X509 key pair {} {}: {e}", cert.display(), key.display()))?,
+                .map_err(|e| {
+                    format!(
+                        "could not load X509 key pair {} {}: {e}",
+                        cert.display(),
+                        key.display()
+                    )
+                })?,
             _ => builder.with_no_client_auth(),
         };
         Ok(Connector(TlsConnector::from(Arc::new(config))))
     }
 
     /// Shakes hands over a connected stream.
-    pub async fn connect(&self, host: &str, stream: TcpStream) -> std::io::Result<TlsStream<TcpStream>> {
+    pub async fn connect(
+        &self,
+        host: &str,
+        stream: TcpStream,
+    ) -> std::io::Result<TlsStream<TcpStream>> {
         let name = ServerName::try_from(host.to_owned()).map_err(std::io::Error::other)?;
         self.0.connect(name, stream).await
     }
@@ -97,7 +116,12 @@ impl ServerCertVerifier for AcceptAny {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
+        verify_tls12_signature(
+            message,
+            cert,
+            dss,
+            &self.0.signature_verification_algorithms,
+        )
     }
     fn verify_tls13_signature(
         &self,
@@ -105,7 +129,12 @@ impl ServerCertVerifier for AcceptAny {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
+        verify_tls13_signature(
+            message,
+            cert,
+            dss,
+            &self.0.signature_verification_algorithms,
+        )
     }
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.0.signature_verification_algorithms.supported_schemes()
