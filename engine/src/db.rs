@@ -59,7 +59,9 @@ pub(crate) enum Durability {
 impl Db {
     /// Opens (and creates or migrates) the file. Blocks; called while the engine opens.
     pub(crate) fn open(path: &Path) -> Result<Db> {
-        let fail = |e: rusqlite::Error| sql_error(&format!("cannot open the database {}", path.display()), &e);
+        let fail = |e: rusqlite::Error| {
+            sql_error(&format!("cannot open the database {}", path.display()), &e)
+        };
         let mut connection = Connection::open(path).map_err(fail)?;
         connection
             .execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON; PRAGMA busy_timeout = 5000;")
@@ -99,8 +101,12 @@ impl Db {
             // The caller may have gone away; the write stands all the same.
             let _ = answer.send(result.map_err(|e| sql_error(doing, &e)));
         });
-        self.jobs.send(job).map_err(|_| Error::internal("the database thread has ended"))?;
-        answered.await.map_err(|_| Error::internal("the database thread has ended"))?
+        self.jobs
+            .send(job)
+            .map_err(|_| Error::internal("the database thread has ended"))?;
+        answered
+            .await
+            .map_err(|_| Error::internal("the database thread has ended"))?
     }
 
     /// Adds a container; [`ErrorKind::Conflict`] when its id or name is there.
@@ -114,28 +120,49 @@ impl Db {
     }
 
     /// Writes a container's changed name and definition.
-    pub(crate) async fn set_definition(&self, id: String, name: String, definition: String) -> Result<()> {
-        self.run("cannot record the container's definition", Durability::Flushed, move |c| {
-            c.prepare_cached("UPDATE containers SET name = ?2, definition = ?3 WHERE id = ?1")?
-                .execute(params![id, name, definition])
-                .map(drop)
-        })
+    pub(crate) async fn set_definition(
+        &self,
+        id: String,
+        name: String,
+        definition: String,
+    ) -> Result<()> {
+        self.run(
+            "cannot record the container's definition",
+            Durability::Flushed,
+            move |c| {
+                c.prepare_cached("UPDATE containers SET name = ?2, definition = ?3 WHERE id = ?1")?
+                    .execute(params![id, name, definition])
+                    .map(drop)
+            },
+        )
         .await
     }
 
     /// Writes a container's changed state.
     pub(crate) async fn set_state(&self, id: String, state: String) -> Result<()> {
-        self.run("cannot record the container's state", Durability::Written, move |c| {
-            c.prepare_cached("UPDATE containers SET state = ?2 WHERE id = ?1")?.execute(params![id, state]).map(drop)
-        })
+        self.run(
+            "cannot record the container's state",
+            Durability::Written,
+            move |c| {
+                c.prepare_cached("UPDATE containers SET state = ?2 WHERE id = ?1")?
+                    .execute(params![id, state])
+                    .map(drop)
+            },
+        )
         .await
     }
 
     /// Removes a container; nothing happens when it is not there.
     pub(crate) async fn delete(&self, id: String, durability: Durability) -> Result<()> {
-        self.run("cannot remove the container's record", durability, move |c| {
-            c.prepare_cached("DELETE FROM containers WHERE id = ?1")?.execute(params![id]).map(drop)
-        })
+        self.run(
+            "cannot remove the container's record",
+            durability,
+            move |c| {
+                c.prepare_cached("DELETE FROM containers WHERE id = ?1")?
+                    .execute(params![id])
+                    .map(drop)
+            },
+        )
         .await
     }
 
@@ -154,15 +181,25 @@ impl Db {
     /// Waits until everything sent so far is written, and moves the log into the file.
     pub(crate) async fn checkpoint(&self) -> Result<()> {
         self.run("cannot write the database", Durability::Flushed, |c| {
-            c.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).optional().map(drop)
+            c.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+                .optional()
+                .map(drop)
         })
         .await
     }
 }
 
 fn migrate(connection: &mut Connection, path: &Path) -> Result<()> {
-    let fail = |e: rusqlite::Error| sql_error(&format!("cannot bring the database {} up to date", path.display()), &e);
-    let version: usize = connection.query_row("PRAGMA user_version", [], |r| r.get(0)).map_err(fail)?;
+    let fail = |e: rusqlite::Error| {
+        sql_error(
+            &format!("cannot bring the database {} up to date", path.display()),
+            &e,
+        )
+    };
+    let version: u32 = connection
+        .query_row("PRAGMA user_version", [], |r| r.get(0))
+        .map_err(fail)?;
+    let version = version as usize;
     if version > MIGRATIONS.len() {
         return Err(Error::conflict(format!(
             "the database {} was written by a newer caisson (schema {version}, this one knows {}): use that version again, or \
@@ -174,7 +211,13 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<()> {
     for (step, sql) in MIGRATIONS.iter().enumerate().skip(version) {
         let transaction = connection.transaction().map_err(fail)?;
         transaction.execute_batch(sql).map_err(fail)?;
-        transaction.pragma_update(None, "user_version", step + 1).map_err(fail)?;
+        transaction
+            .pragma_update(
+                None,
+                "user_version",
+                u32::try_from(step + 1).unwrap_or(u32::MAX),
+            )
+            .map_err(fail)?;
         transaction.commit().map_err(fail)?;
     }
     Ok(())
@@ -185,9 +228,10 @@ fn sql_error(doing: &str, e: &rusqlite::Error) -> Error {
     let (kind, hint) = match e.sqlite_error_code() {
         Some(ErrorCode::ConstraintViolation) => (ErrorKind::Conflict, ""),
         Some(ErrorCode::DiskFull) => (ErrorKind::Internal, " (free some space on the disk)"),
-        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
-            (ErrorKind::Internal, " (the file is damaged: move it away or restore it from a backup)")
-        }
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => (
+            ErrorKind::Internal,
+            " (the file is damaged: move it away or restore it from a backup)",
+        ),
         _ => (ErrorKind::Internal, ""),
     };
     Error::new(kind, format!("{doing}: {e}{hint}"))
@@ -198,7 +242,13 @@ mod tests {
     use super::*;
 
     fn row(id: &str, name: &str) -> Row {
-        Row { id: id.into(), name: name.into(), created_ns: 7, definition: "{}".into(), state: "{}".into() }
+        Row {
+            id: id.into(),
+            name: name.into(),
+            created_ns: 7,
+            definition: "{}".into(),
+            state: "{}".into(),
+        }
     }
 
     #[tokio::test]
@@ -206,23 +256,44 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("caisson.db");
         let db = Db::open(&path).unwrap();
-        db.insert(row("a", "one"), Durability::Flushed).await.unwrap();
-        db.insert(row("b", "two"), Durability::Written).await.unwrap();
-        db.set_definition("a".into(), "uno".into(), "{\"x\":1}".into()).await.unwrap();
+        db.insert(row("a", "one"), Durability::Flushed)
+            .await
+            .unwrap();
+        db.insert(row("b", "two"), Durability::Written)
+            .await
+            .unwrap();
+        db.set_definition("a".into(), "uno".into(), "{\"x\":1}".into())
+            .await
+            .unwrap();
         db.set_state("a".into(), "{\"s\":1}".into()).await.unwrap();
         db.delete("b".into(), Durability::Flushed).await.unwrap();
         drop(db);
         let rows = Db::open(&path).unwrap().all().await.unwrap();
         assert_eq!(rows.len(), 1);
-        assert_eq!((rows[0].name.as_str(), rows[0].definition.as_str(), rows[0].state.as_str()), ("uno", "{\"x\":1}", "{\"s\":1}"));
+        assert_eq!(
+            (
+                rows[0].name.as_str(),
+                rows[0].definition.as_str(),
+                rows[0].state.as_str()
+            ),
+            ("uno", "{\"x\":1}", "{\"s\":1}")
+        );
     }
 
     #[tokio::test]
     async fn a_name_is_taken_once() {
         let dir = tempfile::tempdir().unwrap();
         let db = Db::open(&dir.path().join("caisson.db")).unwrap();
-        db.insert(row("a", "one"), Durability::Written).await.unwrap();
-        assert_eq!(db.insert(row("b", "one"), Durability::Written).await.unwrap_err().kind, ErrorKind::Conflict);
+        db.insert(row("a", "one"), Durability::Written)
+            .await
+            .unwrap();
+        assert_eq!(
+            db.insert(row("b", "one"), Durability::Written)
+                .await
+                .unwrap_err()
+                .kind,
+            ErrorKind::Conflict
+        );
     }
 
     #[tokio::test]
@@ -230,7 +301,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("caisson.db");
         drop(Db::open(&path).unwrap());
-        Connection::open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
+        Connection::open(&path)
+            .unwrap()
+            .pragma_update(None, "user_version", 99)
+            .unwrap();
         let e = Db::open(&path).err().unwrap();
         assert!(e.message.contains("newer caisson"), "{e}");
     }

@@ -14,7 +14,6 @@ pub(crate) struct RunnableImage {
     /// `sha256:…`.
     pub id: String,
     pub os: String,
-    pub architecture: String,
     pub config: api::ContainerConfig,
     /// Topmost first; at least one.
     pub layers: Vec<PathBuf>,
@@ -25,6 +24,8 @@ pub(crate) struct RunnableImage {
 pub(crate) trait ImageSource: Send + Sync {
     /// Finds an image by reference or id; not found reads `No such image: x:latest`.
     async fn runnable(&self, reference: &str, platform: Option<&str>) -> Result<RunnableImage>;
+    /// Size of an image that is (still) there.
+    fn size_bytes(&self, id: &str) -> Option<u64>;
     /// What an upper directory changes.
     async fn changes(
         &self,
@@ -41,7 +42,8 @@ pub(crate) struct Commit {
     pub parent: String,
     pub upper: PathBuf,
     pub config: api::ContainerConfig,
-    pub container: String,
+    /// What made the layer: the container's command.
+    pub created_by: String,
     pub author: String,
     pub comment: String,
     pub reference: Option<String>,

@@ -4,20 +4,53 @@
 //! runtime spec and drives [`caisson_runtime::Runtime`]. Its methods are named after Docker's verbs and take what Docker's
 //! requests say; answers are the shapes of `caisson-api`.
 //!
+//! ```text
+//! Engine ─▶ create / lifecycle / exec / list / inspect / …      one file a verb or family of verbs
+//!    │           │ Message                   ▲ View
+//!    │           ▼                           │
+//!    │       container::Actor (one task a container) ─▶ spec (pure) ─▶ runtime::{Runtime, Sandbox}
+//!    └─▶ db (one thread), events, images
+//! ```
+//!
 //! Must not know: HTTP, KVM, namespaces.
 
+mod attachment;
+mod commit;
+mod container;
+mod copy;
+mod create;
+mod db;
 mod error;
+mod events;
+mod exec;
+mod health;
 mod image_source;
 mod images;
+mod inspect;
+mod lifecycle;
+mod list;
+mod logs;
+mod merge;
+mod names;
+mod open;
 mod options;
+mod prune;
+mod records;
+mod restart;
+mod rootfs;
 pub mod seccomp;
+mod signals;
+mod spec;
+mod stats;
+#[cfg(test)]
+mod test_support;
 
-use std::path::Path;
+use std::collections::{BTreeMap, HashMap};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use caisson_api as api;
-use caisson_runtime::{Isolation, PathStat, Runtime, TarStream, TtySize};
+use caisson_runtime::{Isolation, Runtime};
 use futures_util::Stream;
 
 pub use caisson_runtime as runtime;
@@ -28,204 +61,154 @@ pub use options::*;
 /// The engine; cheap to clone, all clones are the same engine.
 #[derive(Clone)]
 pub struct Engine {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
-struct Inner {
-    images: images::Images,
+pub(crate) struct Inner {
+    pub(crate) config: Config,
+    pub(crate) db: db::Db,
+    pub(crate) runtimes: HashMap<Isolation, Arc<dyn Runtime>>,
+    pub(crate) images: images::Images,
+    pub(crate) image_source: Arc<dyn image_source::ImageSource>,
+    pub(crate) events: events::Events,
+    pub(crate) execs: exec::Table,
+    registry: Mutex<Registry>,
+    /// The daemon's `--userns-remap`.
+    pub(crate) idmap: Option<spec::idmap::IdMap>,
+    pub(crate) cgroup_v2: bool,
+    _locks: Vec<open::Lock>,
+}
+
+/// Every container, by id, and who holds which name.
+#[derive(Default)]
+pub(crate) struct Registry {
+    pub(crate) index: names::Index,
+    pub(crate) containers: HashMap<String, Arc<container::Container>>,
 }
 
 /// A stream of things that the engine reports.
 pub type Feed<T> = Pin<Box<dyn Stream<Item = T> + Send>>;
 
+impl Inner {
+    pub(crate) fn registry(&self) -> MutexGuard<'_, Registry> {
+        self.registry
+            .lock()
+            .expect("nothing panics while it holds the registry")
+    }
+
+    /// The container that a user means.
+    pub(crate) fn container(&self, typed: &str) -> Result<Arc<container::Container>> {
+        let registry = self.registry();
+        let id = registry.index.resolve(typed)?;
+        registry
+            .containers
+            .get(&id)
+            .cloned()
+            .ok_or_else(|| Error::not_found(format!("No such container: {typed}")))
+    }
+
+    /// Every container's view, newest first.
+    pub(crate) fn views(&self) -> Vec<Arc<records::View>> {
+        let mut all: Vec<_> = self
+            .registry()
+            .containers
+            .values()
+            .map(|c| c.view())
+            .collect();
+        all.sort_by(|a, b| (b.definition.created, &b.id).cmp(&(a.definition.created, &a.id)));
+        all
+    }
+
+    /// Publishes an event of a container.
+    pub(crate) fn container_event(
+        &self,
+        view: &records::View,
+        action: &str,
+        more: &[(&str, String)],
+    ) {
+        let mut attributes: BTreeMap<String, String> = view.event_attributes();
+        attributes.extend(more.iter().map(|(k, v)| (k.to_string(), v.clone())));
+        self.events.publish(api::EventMessage::now(
+            "container",
+            action,
+            &view.id,
+            attributes,
+        ));
+    }
+}
+
 impl Engine {
     /// Opens the engine on its directories and finds every container again. Fails with [`ErrorKind::Conflict`] when another
     /// daemon uses the same directories.
-    pub async fn open(_config: Config, _runtimes: Vec<Arc<dyn Runtime>>) -> Result<Engine> {
-        todo!()
+    pub async fn open(config: Config, runtimes: Vec<Arc<dyn Runtime>>) -> Result<Engine> {
+        open::open(config, runtimes).await
     }
+
     /// The daemon ends: stops containers unless `live_restore`, writes everything down.
     pub async fn shutdown(&self) {
-        todo!()
+        self.close().await;
     }
+
     /// The configuration it was opened with.
     pub fn config(&self) -> &Config {
-        todo!()
+        &self.inner.config
     }
+
     /// Isolations that work on this host.
     pub fn isolations(&self) -> Vec<Isolation> {
-        todo!()
+        let mut all: Vec<Isolation> = self.inner.runtimes.keys().copied().collect();
+        all.sort();
+        all
     }
-
-    // ---- one container ----
-
-    /// `POST /containers/create`.
-    pub async fn create_container(
-        &self,
-        _options: CreateOptions,
-    ) -> Result<api::ContainerCreateResponse> {
-        todo!()
-    }
-    /// `POST /containers/ID/start`.
-    pub async fn start(&self, _id: &str) -> Result<Outcome> {
-        todo!()
-    }
-    /// `POST /containers/ID/stop`.
-    pub async fn stop(&self, _id: &str, _options: StopOptions) -> Result<Outcome> {
-        todo!()
-    }
-    /// `POST /containers/ID/restart`.
-    pub async fn restart(&self, _id: &str, _options: StopOptions) -> Result<()> {
-        todo!()
-    }
-    /// `POST /containers/ID/kill`; `signal` as a name or a number, `None`: `SIGKILL`.
-    pub async fn kill(&self, _id: &str, _signal: Option<&str>) -> Result<()> {
-        todo!()
-    }
-    /// `POST /containers/ID/pause`.
-    pub async fn pause(&self, _id: &str) -> Result<()> {
-        todo!()
-    }
-    /// `POST /containers/ID/unpause`.
-    pub async fn unpause(&self, _id: &str) -> Result<()> {
-        todo!()
-    }
-    /// `POST /containers/ID/rename`.
-    pub async fn rename(&self, _id: &str, _name: &str) -> Result<()> {
-        todo!()
-    }
-    /// `POST /containers/ID/update`; answers warnings.
-    pub async fn update(&self, _id: &str, _request: api::UpdateBody) -> Result<Vec<String>> {
-        todo!()
-    }
-    /// `DELETE /containers/ID`.
-    pub async fn remove(&self, _id: &str, _options: RemoveOptions) -> Result<()> {
-        todo!()
-    }
-    /// `POST /containers/ID/wait`: registered when this returns, done when the inner future is.
-    pub async fn wait(&self, _id: &str, _condition: WaitCondition) -> Result<Wait> {
-        todo!()
-    }
-    /// `GET /containers/ID/json`.
-    pub async fn inspect(&self, _id: &str, _size: bool) -> Result<api::ContainerInspect> {
-        todo!()
-    }
-    /// `GET /containers/json`.
-    pub async fn list(&self, _options: ListOptions) -> Result<Vec<api::ContainerSummary>> {
-        todo!()
-    }
-    /// `GET /containers/ID/top`.
-    pub async fn top(&self, _id: &str, _ps_args: &str) -> Result<api::TopResponse> {
-        todo!()
-    }
-    /// `GET /containers/ID/stats`: one item, or one a second.
-    pub async fn stats(
-        &self,
-        _id: &str,
-        _options: StatsOptions,
-    ) -> Result<Feed<api::ContainerStats>> {
-        todo!()
-    }
-    /// `GET /containers/ID/logs`.
-    pub async fn logs(&self, _id: &str, _options: LogsOptions) -> Result<Logs> {
-        todo!()
-    }
-    /// `POST /containers/ID/attach`; a container that is not started yet is attached to when it is.
-    pub async fn attach(&self, _id: &str, _options: AttachOptions) -> Result<Attachment> {
-        todo!()
-    }
-    /// `POST /containers/ID/resize`.
-    pub async fn resize(&self, _id: &str, _size: TtySize) -> Result<()> {
-        todo!()
-    }
-    /// `GET /containers/ID/changes`.
-    pub async fn changes(&self, _id: &str) -> Result<Vec<api::FilesystemChange>> {
-        todo!()
-    }
-    /// `GET /containers/ID/export`.
-    pub async fn export(&self, _id: &str) -> Result<TarStream> {
-        todo!()
-    }
-    /// `POST /commit`; answers the image's id.
-    pub async fn commit(&self, _options: CommitOptions) -> Result<String> {
-        todo!()
-    }
-    /// `HEAD /containers/ID/archive`.
-    pub async fn path_stat(&self, _id: &str, _path: &Path) -> Result<PathStat> {
-        todo!()
-    }
-    /// `GET /containers/ID/archive`.
-    pub async fn path_read(&self, _id: &str, _path: &Path) -> Result<(PathStat, TarStream)> {
-        todo!()
-    }
-    /// `PUT /containers/ID/archive`; the stream is plain tar (decompress before).
-    pub async fn path_write(
-        &self,
-        _id: &str,
-        _path: &Path,
-        _tar: TarStream,
-        _options: PathWriteOptions,
-    ) -> Result<()> {
-        todo!()
-    }
-
-    // ---- execs ----
-
-    /// `POST /containers/ID/exec`; answers the exec's id.
-    pub async fn exec_create(
-        &self,
-        _container: &str,
-        _request: api::ExecCreateBody,
-    ) -> Result<String> {
-        todo!()
-    }
-    /// `POST /exec/ID/start`; `None` when detached.
-    pub async fn exec_start(
-        &self,
-        _exec: &str,
-        _options: ExecStartOptions,
-    ) -> Result<Option<Attachment>> {
-        todo!()
-    }
-    /// `GET /exec/ID/json`.
-    pub async fn exec_inspect(&self, _exec: &str) -> Result<api::ExecInspect> {
-        todo!()
-    }
-    /// `POST /exec/ID/resize`.
-    pub async fn exec_resize(&self, _exec: &str, _size: TtySize) -> Result<()> {
-        todo!()
-    }
-
-    // ---- for images.rs and the daemon ----
 
     /// Publishes an event.
-    pub fn publish(&self, _event: api::EventMessage) {
-        todo!()
-    }
-    /// Who uses which image: for `rmi` and `image prune`.
-    pub fn image_users(&self) -> Vec<ImageUser> {
-        todo!()
+    pub fn publish(&self, event: api::EventMessage) {
+        self.inner.events.publish(event);
     }
 
-    // ---- all of them ----
+    /// How many listen to events, for `GET /info`.
+    pub fn event_listeners(&self) -> usize {
+        self.inner.events.listeners()
+    }
 
     /// `GET /events`.
-    pub async fn events(&self, _options: EventsOptions) -> Result<Feed<api::EventMessage>> {
-        todo!()
+    pub async fn events(&self, options: EventsOptions) -> Result<Feed<api::EventMessage>> {
+        self.inner.events.subscribe(options)
     }
-    /// `POST /containers/prune`.
-    pub async fn prune_containers(
-        &self,
-        _filters: api::Filters,
-    ) -> Result<api::ContainersPruneResponse> {
-        todo!()
+
+    /// Who uses which image: for `rmi` and `image prune`.
+    pub fn image_users(&self) -> Vec<ImageUser> {
+        let used = |v: Arc<records::View>| ImageUser {
+            container: v.id.clone(),
+            image: v.definition.image_id.clone(),
+            reference: v.definition.config.image.clone(),
+            running: v.state.status.is_up(),
+        };
+        self.inner.views().into_iter().map(used).collect()
     }
+
     /// How many containers there are, for `GET /info`: (running, paused, stopped).
     pub fn counts(&self) -> (usize, usize, usize) {
-        todo!()
+        let mut counts = (0, 0, 0);
+        for view in self.inner.views() {
+            match view.state.status {
+                records::Status::Running | records::Status::Restarting => counts.0 += 1,
+                records::Status::Paused => counts.1 += 1,
+                _ => counts.2 += 1,
+            }
+        }
+        counts
     }
-    /// The containers part of `GET /system/df`.
-    pub async fn container_disk_usage(&self) -> Result<Vec<api::ContainerSummary>> {
-        todo!()
+}
+
+/// The filter for a process with this bounding set: Docker's default, or a profile of the user's.
+pub(crate) fn seccomp_for(
+    profile: Option<&str>,
+    bounding: &std::collections::BTreeSet<spec::capabilities::CapabilityOrd>,
+) -> Result<Option<oci_spec::runtime::LinuxSeccomp>> {
+    let bounding = bounding.iter().map(|c| c.0).collect();
+    match profile {
+        None => seccomp::default_profile(&bounding).map(Some),
+        Some(json) => seccomp::load_profile(json, &bounding),
     }
 }

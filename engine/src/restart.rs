@@ -37,7 +37,9 @@ impl Policy {
             "always" => Policy::Always,
             "unless-stopped" => Policy::UnlessStopped,
             "on-failure" => {
-                return Ok(Policy::OnFailure(u32::try_from(maximum_retries).unwrap_or(u32::MAX)));
+                return Ok(Policy::OnFailure(
+                    u32::try_from(maximum_retries).unwrap_or(u32::MAX),
+                ));
             }
             other => {
                 return Err(format!(
@@ -54,7 +56,12 @@ impl Policy {
     }
 
     /// Whether a container that is not running is started when the daemon starts.
-    pub(crate) fn on_daemon_start(self, stopped_by_user: bool, was_running: bool, exit_code: i32) -> bool {
+    pub(crate) fn on_daemon_start(
+        self,
+        stopped_by_user: bool,
+        was_running: bool,
+        exit_code: i32,
+    ) -> bool {
         match self {
             Policy::No => false,
             Policy::Always => true,
@@ -85,7 +92,14 @@ pub(crate) struct BackOff {
 
 impl BackOff {
     /// Decides after an exit. `restarts` is how often it was restarted by policy since a user started it.
-    pub(crate) fn decide(&mut self, policy: Policy, exit_code: i32, stopped_by_user: bool, restarts: u32, up: Duration) -> Decision {
+    pub(crate) fn decide(
+        &mut self,
+        policy: Policy,
+        exit_code: i32,
+        stopped_by_user: bool,
+        restarts: u32,
+        up: Duration,
+    ) -> Decision {
         if stopped_by_user {
             self.delay = None;
             return Decision::Stay;
@@ -117,9 +131,21 @@ mod tests {
     fn policies_are_read_with_their_limits() {
         assert_eq!(Policy::parse("", 0), Ok(Policy::No));
         assert_eq!(Policy::parse("on-failure", 3), Ok(Policy::OnFailure(3)));
-        assert!(Policy::parse("always", 3).unwrap_err().contains("maximum retry count"));
-        assert!(Policy::parse("on-failure", -1).unwrap_err().contains("negative"));
-        assert!(Policy::parse("sometimes", 0).unwrap_err().contains("unknown policy 'sometimes'"));
+        assert!(
+            Policy::parse("always", 3)
+                .unwrap_err()
+                .contains("maximum retry count")
+        );
+        assert!(
+            Policy::parse("on-failure", -1)
+                .unwrap_err()
+                .contains("negative")
+        );
+        assert!(
+            Policy::parse("sometimes", 0)
+                .unwrap_err()
+                .contains("unknown policy 'sometimes'")
+        );
     }
 
     #[test]
@@ -131,7 +157,12 @@ mod tests {
                 Decision::Stay => panic!("always must restart"),
             })
             .collect();
-        assert_eq!(delays, [100, 200, 400, 800, 1600, 3200, 6400, 12800, 25600, 51200, 60000, 60000]);
+        assert_eq!(
+            delays,
+            [
+                100, 200, 400, 800, 1600, 3200, 6400, 12800, 25600, 51200, 60000, 60000
+            ]
+        );
     }
 
     #[test]
@@ -139,23 +170,44 @@ mod tests {
         let mut b = BackOff::default();
         b.decide(Policy::Always, 1, false, 0, SHORT);
         b.decide(Policy::Always, 1, false, 1, SHORT);
-        assert_eq!(b.decide(Policy::Always, 1, false, 2, Duration::from_secs(10)), Decision::RestartAfter(FIRST_DELAY));
+        assert_eq!(
+            b.decide(Policy::Always, 1, false, 2, Duration::from_secs(10)),
+            Decision::RestartAfter(FIRST_DELAY)
+        );
     }
 
     #[test]
     fn on_failure_counts_and_ignores_success() {
         let mut b = BackOff::default();
-        assert_eq!(b.decide(Policy::OnFailure(2), 0, false, 0, SHORT), Decision::Stay);
-        assert!(matches!(b.decide(Policy::OnFailure(2), 1, false, 0, SHORT), Decision::RestartAfter(_)));
-        assert!(matches!(b.decide(Policy::OnFailure(2), 1, false, 1, SHORT), Decision::RestartAfter(_)));
-        assert_eq!(b.decide(Policy::OnFailure(2), 1, false, 2, SHORT), Decision::Stay);
-        assert!(matches!(b.decide(Policy::OnFailure(0), 1, false, 99, SHORT), Decision::RestartAfter(_)));
+        assert_eq!(
+            b.decide(Policy::OnFailure(2), 0, false, 0, SHORT),
+            Decision::Stay
+        );
+        assert!(matches!(
+            b.decide(Policy::OnFailure(2), 1, false, 0, SHORT),
+            Decision::RestartAfter(_)
+        ));
+        assert!(matches!(
+            b.decide(Policy::OnFailure(2), 1, false, 1, SHORT),
+            Decision::RestartAfter(_)
+        ));
+        assert_eq!(
+            b.decide(Policy::OnFailure(2), 1, false, 2, SHORT),
+            Decision::Stay
+        );
+        assert!(matches!(
+            b.decide(Policy::OnFailure(0), 1, false, 99, SHORT),
+            Decision::RestartAfter(_)
+        ));
     }
 
     #[test]
     fn a_user_stop_wins() {
         for policy in [Policy::Always, Policy::UnlessStopped, Policy::OnFailure(0)] {
-            assert_eq!(BackOff::default().decide(policy, 137, true, 0, SHORT), Decision::Stay);
+            assert_eq!(
+                BackOff::default().decide(policy, 137, true, 0, SHORT),
+                Decision::Stay
+            );
         }
         assert!(Policy::Always.on_daemon_start(true, false, 0));
         assert!(!Policy::UnlessStopped.on_daemon_start(true, false, 0));

@@ -39,10 +39,13 @@ impl ImageSource for Images {
         Ok(RunnableImage {
             id: image.id().to_string(),
             os: image.config().os.clone(),
-            architecture: image.config().architecture.clone(),
             config: view::run_config(&image),
             layers,
         })
+    }
+
+    fn size_bytes(&self, id: &str) -> Option<u64> {
+        Some(self.store.by_id(&id.parse().ok()?)?.size_bytes())
     }
 
     async fn changes(
@@ -68,7 +71,6 @@ impl ImageSource for Images {
             .as_deref()
             .map(|name| reference(name, None))
             .transpose()?;
-        let created_by = commit.config.cmd.as_deref().unwrap_or_default().join(" ");
         let id = self
             .store
             .commit(caisson_image::Commit {
@@ -77,7 +79,7 @@ impl ImageSource for Images {
                 config: super::stored_config(&commit.config)?,
                 author: commit.author,
                 comment: commit.comment,
-                created_by,
+                created_by: commit.created_by,
                 created: None,
                 tag,
             })

@@ -34,12 +34,18 @@ impl Accounts {
         };
         let user = if user.is_empty() { "0" } else { user };
         let wanted_uid = number(user, "user")?;
-        let entry = self.passwd.lines().filter_map(Passwd::parse).find(|e| e.name == user || wanted_uid == Some(e.uid));
+        let entry = self
+            .passwd
+            .lines()
+            .filter_map(Passwd::parse)
+            .find(|e| e.name == user || wanted_uid == Some(e.uid));
         let (uid, mut gid, home, name) = match (&entry, wanted_uid) {
             (Some(e), _) => (e.uid, e.gid, e.home.to_string(), Some(e.name)),
             (None, Some(uid)) => (uid, 0, "/".to_string(), None),
             (None, None) => {
-                return Err(Error::invalid(format!("unable to find user {user}: no matching entries in passwd file")));
+                return Err(Error::invalid(format!(
+                    "unable to find user {user}: no matching entries in passwd file"
+                )));
             }
         };
         let mut groups: Vec<u32> = Vec::new();
@@ -48,7 +54,13 @@ impl Accounts {
             None => {
                 if let Some(name) = name {
                     let member = |g: &Group| g.members.split(',').any(|m| m == name);
-                    groups.extend(self.group.lines().filter_map(Group::parse).filter(member).map(|g| g.gid));
+                    groups.extend(
+                        self.group
+                            .lines()
+                            .filter_map(Group::parse)
+                            .filter(member)
+                            .map(|g| g.gid),
+                    );
                 }
             }
         }
@@ -58,16 +70,27 @@ impl Accounts {
         groups.sort_unstable();
         groups.dedup();
         let home = if home.is_empty() { "/".into() } else { home };
-        Ok(Identity { uid, gid, groups, home })
+        Ok(Identity {
+            uid,
+            gid,
+            groups,
+            home,
+        })
     }
 
     fn group_id(&self, group: &str) -> Result<u32> {
         let wanted = number(group, "group")?;
-        let entry = self.group.lines().filter_map(Group::parse).find(|g| g.name == group);
+        let entry = self
+            .group
+            .lines()
+            .filter_map(Group::parse)
+            .find(|g| g.name == group);
         match (entry, wanted) {
             (Some(g), _) => Ok(g.gid),
             (None, Some(gid)) => Ok(gid),
-            (None, None) => Err(Error::invalid(format!("unable to find group {group}: no matching entries in group file"))),
+            (None, None) => Err(Error::invalid(format!(
+                "unable to find group {group}: no matching entries in group file"
+            ))),
         }
     }
 }
@@ -79,7 +102,9 @@ fn number(text: &str, what: &str) -> Result<Option<u32>> {
     }
     match text.parse::<u64>() {
         Ok(id) if id <= LARGEST_ID => Ok(u32::try_from(id).ok()),
-        _ => Err(Error::invalid(format!("{what} id {text} is out of range: ids must be between 0 and {LARGEST_ID}"))),
+        _ => Err(Error::invalid(format!(
+            "{what} id {text} is out of range: ids must be between 0 and {LARGEST_ID}"
+        ))),
     }
 }
 
@@ -93,11 +118,18 @@ struct Passwd<'a> {
 impl<'a> Passwd<'a> {
     fn parse(line: &'a str) -> Option<Self> {
         let mut fields = line.trim().split(':');
-        let name = fields.next().filter(|n| !n.is_empty() && !n.starts_with('#'))?;
+        let name = fields
+            .next()
+            .filter(|n| !n.is_empty() && !n.starts_with('#'))?;
         let uid = fields.nth(1)?.parse().ok()?;
         let gid = fields.next()?.parse().ok()?;
         let home = fields.nth(1).unwrap_or("");
-        Some(Passwd { name, uid, gid, home })
+        Some(Passwd {
+            name,
+            uid,
+            gid,
+            home,
+        })
     }
 }
 
@@ -110,9 +142,15 @@ struct Group<'a> {
 impl<'a> Group<'a> {
     fn parse(line: &'a str) -> Option<Self> {
         let mut fields = line.trim().split(':');
-        let name = fields.next().filter(|n| !n.is_empty() && !n.starts_with('#'))?;
+        let name = fields
+            .next()
+            .filter(|n| !n.is_empty() && !n.starts_with('#'))?;
         let gid = fields.nth(1)?.parse().ok()?;
-        Some(Group { name, gid, members: fields.next().unwrap_or("") })
+        Some(Group {
+            name,
+            gid,
+            members: fields.next().unwrap_or(""),
+        })
     }
 }
 
@@ -130,23 +168,40 @@ mod tests {
     #[test]
     fn users_are_resolved() {
         let a = accounts();
-        let id = |user: &str| a.resolve(user, &[]).map(|i| (i.uid, i.gid, i.groups, i.home));
+        let id = |user: &str| {
+            a.resolve(user, &[])
+                .map(|i| (i.uid, i.gid, i.groups, i.home))
+        };
         assert_eq!(id("").unwrap(), (0, 0, vec![0, 4], "/root".into()));
         assert_eq!(id("www").unwrap(), (33, 34, vec![4, 26], "/srv/www".into()));
         assert_eq!(id("33").unwrap(), (33, 34, vec![4, 26], "/srv/www".into()));
-        assert_eq!(id("www:staff").unwrap(), (33, 50, vec![], "/srv/www".into()));
+        assert_eq!(
+            id("www:staff").unwrap(),
+            (33, 50, vec![], "/srv/www".into())
+        );
         assert_eq!(id("12345").unwrap(), (12345, 0, vec![], "/".into()));
         assert_eq!(id("12345:77").unwrap(), (12345, 77, vec![], "/".into()));
         assert_eq!(id(":50").unwrap(), (0, 50, vec![], "/root".into()));
-        assert_eq!(a.resolve("www", &["staff".into(), "26".into()]).unwrap().groups, [4, 26, 50]);
+        assert_eq!(
+            a.resolve("www", &["staff".into(), "26".into()])
+                .unwrap()
+                .groups,
+            [4, 26, 50]
+        );
     }
 
     #[test]
     fn unknown_and_absurd_ids_are_refused() {
         let a = accounts();
         let e = |user: &str| a.resolve(user, &[]).unwrap_err().message;
-        assert_eq!(e("nobody"), "unable to find user nobody: no matching entries in passwd file");
-        assert_eq!(e("www:nogroup"), "unable to find group nogroup: no matching entries in group file");
+        assert_eq!(
+            e("nobody"),
+            "unable to find user nobody: no matching entries in passwd file"
+        );
+        assert_eq!(
+            e("www:nogroup"),
+            "unable to find group nogroup: no matching entries in group file"
+        );
         assert!(e("4294967296").contains("out of range"));
         assert!(e("0:2147483648").contains("out of range"));
         assert!(e("99999999999999999999999").contains("out of range"));
