@@ -19,6 +19,8 @@ pub(crate) fn fork_command() -> Result<()> {
     // Blocked before the child exists, so that no signal is lost; the child unblocks them before exec.
     sys::block_all_signals();
     let is_leader = nix::unistd::getsid(None) == Ok(nix::unistd::getpid());
+    // Before the command exists, which could otherwise be quicker; its exec makes it dumpable again.
+    sys::set_dumpable(false).step("hide the reaper from its container")?;
     match sys::clone3(0, None).step("fork the command")? {
         Cloned::Child => {
             // Its own process group in the foreground, or a ^C would reach it twice.
@@ -31,7 +33,6 @@ pub(crate) fn fork_command() -> Result<()> {
         }
         Cloned::Parent { pid, pidfd } => {
             drop(pidfd);
-            let _ = sys::set_dumpable(false);
             let _ = sys::close_range(3, u32::MAX);
             reap(pid)
         }
