@@ -75,3 +75,9 @@ impl Pty {
         Ok(self.master)
     }
 }
+
+/// Gives one terminal the size of another.
+pub fn copy_window_size(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<()> {
+    let size = rustix::termios::tcgetwinsize(from).step("read the terminal's size")?;
+    rustix::termios::tcsetwinsize(to, size).step("set the terminal's size")
+}

@@ -24,7 +24,9 @@ use crate::channel::{Channel, FromChild};
 use crate::error::{Context, Error, Result};
 use crate::launch::{Hold, Launch, launch};
 use crate::lsm::OnExec;
-use crate::process::{Init, Stdio, Undo, adopt_relayed, check_preserved, compile_filter, died};
+use crate::process::{
+    Init, Stdio, Undo, adopt_relayed, check_preserved, compile_filter, died, open_process,
+};
 use crate::seccomp::Filter;
 use crate::sys::{self, Cloned};
 use crate::{console, init, limits, namespaces};
@@ -154,13 +156,7 @@ fn open_target(pid: Pid) -> Result<Target> {
     let gone = || Error::Conflict {
         what: "cannot exec in a container that is not running".into(),
     };
-    let raw = rustix::process::Pid::from_raw(pid.as_raw()).ok_or_else(gone)?;
-    let pidfd = rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty()).map_err(
-        |e| match e {
-            rustix::io::Errno::SRCH => gone(),
-            e => Error::sys("open the container's init", e),
-        },
-    )?;
+    let pidfd = open_process(pid).map_err(|_| gone())?;
     let proc = PathBuf::from(format!("/proc/{pid}"));
     let root = rustix::fs::open(
         proc.join("root"),

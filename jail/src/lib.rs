@@ -105,11 +105,14 @@ mod sys;
 mod sysctl;
 pub mod user;
 
+pub use console::copy_window_size;
 pub use error::{Error, ErrorKind, Result};
 pub use exec::{Exec, exec};
 pub use hooks::{HookKind, run_hooks};
 pub use namespaces::IdMappings;
 pub use network::{NetStats, proc_net_stats};
 pub use overlay::mount_overlay;
-pub use process::{Gate, Init, Root, Setup, Stdio, create, release_fifo};
+pub use process::{
+    Gate, Init, Root, Setup, Stdio, create, open_process, release_fifo, send_signal,
+};
 pub use seal::seal_self;

@@ -238,6 +238,23 @@ pub fn release_fifo(path: &Path, pidfd: &OwnedFd) -> Result<()> {
     rustix::fs::unlink(path).step_at("remove the start FIFO", path)
 }
 
+/// Opens a process by its id. Check afterwards that it is the one that was meant.
+pub fn open_process(pid: Pid) -> Result<OwnedFd> {
+    let gone = || Error::Conflict {
+        what: format!("process {pid} does not exist"),
+    };
+    let raw = rustix::process::Pid::from_raw(pid.as_raw()).ok_or_else(gone)?;
+    rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty()).map_err(|e| match e {
+        rustix::io::Errno::SRCH | rustix::io::Errno::INVAL => gone(),
+        e => Error::sys(format!("open process {pid}"), e),
+    })
+}
+
+/// kill(2) with any signal number, real-time ones too.
+pub fn send_signal(pid: Pid, signal: i32) -> std::result::Result<(), nix::errno::Errno> {
+    sys::kill_number(pid, signal)
+}
+
 /// Kills, collects and removes what a failed [`create`] made.
 pub(crate) struct Undo<'a> {
     pub cgroup: Option<&'a Cgroup>,
@@ -503,13 +520,7 @@ pub(crate) fn adopt_relayed(channel: &mut Channel, relay: Pid) -> Result<(Pid, O
             });
         }
     };
-    let raw = rustix::process::Pid::from_raw(pid.as_raw()).ok_or_else(|| Error::Died {
-        during: "joining namespaces".into(),
-        why: "no process id".into(),
-    })?;
-    let pidfd = rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty())
-        .step("open the process")?;
-    Ok((pid, pidfd))
+    Ok((pid, open_process(pid)?))
 }
 
 fn container_userns(joined: &[Joined], mappings: Option<&IdMappings>) -> Result<OwnedFd> {
