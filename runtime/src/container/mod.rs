@@ -47,12 +47,21 @@ impl ContainerRuntime {
     /// Uses `exec_root` (`/run/caisson`) for the sandboxes' directories. Finds the shim: `CAISSON_SHIM`, beside the
     /// running program, in `../libexec/caisson`; it is read once, so that an upgrade on disk does not mix versions.
     pub fn open(exec_root: &Path) -> Result<Self> {
+        Self::with_program(exec_root, ShimProgram::find()?)
+    }
+
+    /// The same with a shim that the caller names.
+    pub fn open_with_shim(exec_root: &Path, shim: &Path) -> Result<Self> {
+        Self::with_program(exec_root, ShimProgram::open(shim)?)
+    }
+
+    fn with_program(exec_root: &Path, program: ShimProgram) -> Result<Self> {
         let sandboxes = exec_root.join("sandboxes");
         launch::make_private_dir_all(&sandboxes)
             .map_err(|e| failed(&format!("cannot make {}", sandboxes.display()), &e))?;
         Ok(ContainerRuntime {
             sandboxes,
-            program: Arc::new(ShimProgram::find()?),
+            program: Arc::new(program),
             capabilities: capabilities::of_this_host(),
         })
     }

@@ -40,6 +40,11 @@ impl ShimProgram {
                 ),
             ));
         };
+        Self::open(path)
+    }
+
+    /// Opens it where it is said to be.
+    pub(super) fn open(path: &Path) -> Result<Self> {
         let open = || -> io::Result<OwnedFd> {
             let mut disk = File::open(path)?;
             match sealed_copy(&mut disk) {
@@ -53,7 +58,7 @@ impl ShimProgram {
         match open() {
             Ok(file) => Ok(ShimProgram {
                 file,
-                path: path.clone(),
+                path: path.to_path_buf(),
             }),
             Err(e) => Err(super::failed(
                 &format!("cannot open {}", path.display()),

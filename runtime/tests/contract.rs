@@ -1,0 +1,35 @@
+//! What every isolation must do, whichever wall it builds. Each case runs against a fresh [`Bench`] and looks at the host
+//! afterwards: no process, cgroup, mount or file of the sandbox may be left.
+//!
+//! Needs root, cgroups and Debian's static busybox; without them a case says so and passes.
+
+#[path = "contract/bench.rs"]
+mod bench;
+#[path = "contract/files.rs"]
+mod files;
+#[path = "contract/life.rs"]
+mod life;
+#[path = "contract/load.rs"]
+mod load;
+#[path = "contract/loss.rs"]
+mod loss;
+#[path = "contract/streams.rs"]
+mod streams;
+
+/// Runs cases under every isolation that there is.
+#[macro_export]
+macro_rules! contract {
+    ($($name:ident),* $(,)?) => {
+        mod container {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $name() {
+                    if let Some(bench) = $crate::bench::Bench::container() {
+                        super::$name(&bench).await;
+                        bench.assert_clean().await;
+                    }
+                }
+            )*
+        }
+    };
+}

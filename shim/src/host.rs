@@ -1,0 +1,74 @@
+//! The supervisor's surroundings on the host.
+
+use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
+
+use caisson_protocol::{Error, ErrorKind, ExitStatus, LogFile, Rootfs};
+use caisson_supervisor::{Host, Log};
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use oci_spec::runtime::Spec;
+
+use crate::json_log::JsonLog;
+use crate::{mounts, records};
+
+/// One sandbox' directory and what is done in it.
+pub struct SandboxDir {
+    /// The directory; see `protocol::layout`.
+    pub dir: PathBuf,
+}
+
+impl Host for SandboxDir {
+    /// Root and the shim's own user, nobody else, even should the directory's mode be loosened.
+    fn admits(&self, connection: BorrowedFd<'_>) -> bool {
+        match getsockopt(&connection, PeerCredentials) {
+            Ok(peer) if peer.uid() == 0 || peer.uid() == nix::unistd::geteuid().as_raw() => true,
+            Ok(peer) => {
+                tracing::warn!(uid = peer.uid(), pid = peer.pid(), "a stranger is refused");
+                false
+            }
+            Err(errno) => {
+                tracing::warn!(%errno, "a client without credentials is refused");
+                false
+            }
+        }
+    }
+
+    fn mount(&mut self, rootfs: &Rootfs, spec: &mut Spec) -> Result<PathBuf, Error> {
+        mounts::mount(&self.dir, rootfs, spec)
+    }
+
+    fn unmount(&mut self) -> Result<(), Error> {
+        mounts::unmount_all(&self.dir)
+    }
+
+    fn created(&mut self, cgroups_path: &Path) -> Result<(), Error> {
+        records::write_shim_record(&self.dir, cgroups_path).map_err(|e| {
+            Error::new(
+                ErrorKind::Internal,
+                format!("cannot write to {}: {e}", self.dir.display()),
+            )
+        })
+    }
+
+    fn open_log(&mut self, file: &LogFile) -> Result<Box<dyn Log>, Error> {
+        match JsonLog::open(file) {
+            Ok(log) => Ok(Box::new(log)),
+            Err(e) => Err(Error::new(
+                ErrorKind::Internal,
+                format!("cannot open the log {}: {e}", file.path.display()),
+            )),
+        }
+    }
+
+    fn exited(&mut self, process: &str, status: &ExitStatus) {
+        if let Err(error) = records::write_exit(&self.dir, process, status) {
+            tracing::error!(process, code = status.code, %error, "an exit record cannot be written");
+        }
+    }
+
+    fn forget(&mut self, process: &str) {
+        if let Err(error) = records::remove_exit(&self.dir, process) {
+            tracing::warn!(process, %error, "an exit record cannot be removed");
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! What the supervisor's surroundings provide. On the host `shim` does, in a guest the agent will.
+
+use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
+
+use caisson_protocol::{Error, ExitStatus, LogFile, Rootfs};
+use oci_spec::runtime::Spec;
+
+/// Which of a process' output streams a log line belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum LogStream {
+    Stdout,
+    Stderr,
+}
+
+/// Keeps the output of one process. Failing to keep it must not disturb the process, so nothing here returns an error.
+pub trait Log {
+    /// Takes output in the order in which it was read.
+    fn write(&mut self, stream: LogStream, bytes: &[u8]);
+    /// The stream has ended: a last line without its newline is complete now.
+    fn end(&mut self, stream: LogStream);
+    /// The process has ended; what is buffered must be where a reader finds it.
+    fn flush(&mut self);
+}
+
+/// The supervisor's surroundings.
+pub trait Host {
+    /// Whether a new connection may speak at all.
+    fn admits(&self, connection: BorrowedFd<'_>) -> bool;
+    /// Prepares the root file system and says where it is. May adapt the spec to where things are now.
+    fn mount(&mut self, rootfs: &Rootfs, spec: &mut Spec) -> Result<PathBuf, Error>;
+    /// Undoes `mount`; idempotent.
+    fn unmount(&mut self) -> Result<(), Error>;
+    /// Remembers what a successor needs to clean up after a killed supervisor.
+    fn created(&mut self, cgroups_path: &Path) -> Result<(), Error>;
+    /// Opens a log.
+    fn open_log(&mut self, file: &LogFile) -> Result<Box<dyn Log>, Error>;
+    /// A process has ended. Called before anyone who waits for it is answered.
+    fn exited(&mut self, process: &str, status: &ExitStatus);
+    /// An ended process will not be asked for any more.
+    fn forget(&mut self, process: &str);
+}

@@ -1,0 +1,94 @@
+//! A process' standard input: what its clients sent and it has not read yet.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::AsFd;
+
+use nix::errno::Errno;
+use nix::sys::epoll::EpollFlags;
+
+use crate::STALL_BYTES;
+use crate::poller::{Token, Watched};
+
+/// The writing end of a process' standard input with its queue; closed for good when `pipe` is gone.
+pub(crate) struct Input {
+    pipe: Option<Watched>,
+    queue: VecDeque<(Vec<u8>, usize)>,
+    queued_bytes: usize,
+    close_when_empty: bool,
+}
+
+impl Input {
+    /// A process without standard input: everything is thrown away.
+    pub(crate) fn none() -> Self {
+        Input {
+            pipe: None,
+            queue: VecDeque::new(),
+            queued_bytes: 0,
+            close_when_empty: false,
+        }
+    }
+
+    pub(crate) fn new(pipe: Watched) -> Self {
+        Input {
+            pipe: Some(pipe),
+            ..Self::none()
+        }
+    }
+
+    pub(crate) fn token(&self) -> Option<Token> {
+        self.pipe.as_ref().map(Watched::token)
+    }
+
+    /// Whether clients may go on sending.
+    pub(crate) fn has_room(&self) -> bool {
+        self.queued_bytes < STALL_BYTES
+    }
+
+    /// Queues what a client sent.
+    pub(crate) fn push(&mut self, bytes: Vec<u8>) {
+        if self.pipe.is_some() && !self.close_when_empty {
+            self.queued_bytes += bytes.len();
+            self.queue.push_back((bytes, 0));
+            self.drain();
+        }
+    }
+
+    /// No more will come: the process sees the end once it has read what is queued.
+    pub(crate) fn close(&mut self) {
+        self.close_when_empty = true;
+        self.drain();
+    }
+
+    /// The process has ended.
+    pub(crate) fn abandon(&mut self) {
+        *self = Self::none();
+    }
+
+    /// Writes as much as the process takes without waiting.
+    pub(crate) fn drain(&mut self) {
+        let Some(pipe) = &mut self.pipe else { return };
+        let outcome = loop {
+            let Some((bytes, written)) = self.queue.front_mut() else {
+                break Ok(EpollFlags::empty());
+            };
+            match nix::unistd::write(pipe.as_fd(), &bytes[*written..]) {
+                Ok(n) => {
+                    *written += n;
+                    self.queued_bytes -= n;
+                    if *written == bytes.len() {
+                        self.queue.pop_front();
+                    }
+                }
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => break Ok(EpollFlags::EPOLLOUT),
+                // Nobody will read it.
+                Err(errno) => break Err(io::Error::from(errno)),
+            }
+        };
+        let watched = outcome.and_then(|interest| pipe.set_interest(interest));
+        if watched.is_err() || (self.close_when_empty && self.queue.is_empty()) {
+            self.abandon();
+        }
+    }
+}
