@@ -34,7 +34,7 @@ pub(crate) struct Lock(#[allow(dead_code)] File);
 
 impl Lock {
     fn take(dir: &Path) -> Result<Lock> {
-        let path = dir.join("caisson.pid");
+        let path = dir.join("engine.lock");
         let fail = |e: &std::io::Error| Error::io(format!("cannot lock {}", path.display()), e);
         let mut file = File::options()
             .read(true)

@@ -251,7 +251,8 @@ fn under_podman(t: &Test) {
     podman(&[
         "run",
         "--rm",
-        "--ulimit=host",
+        "--ulimit=nofile=1024:1024",
+        "--ulimit=nproc=1000:1000",
         "--network=none",
         &image,
         "sh",
@@ -260,9 +261,18 @@ fn under_podman(t: &Test) {
     ])
     .code(5)
     .prints("by podman\n");
-    let id = podman(&["run", "-d", "--network=none", &image, "sleep", "1000"])
-        .ok()
-        .trimmed();
+    let id = podman(&[
+        "run",
+        "-d",
+        "--ulimit=nofile=1024:1024",
+        "--ulimit=nproc=1000:1000",
+        "--network=none",
+        &image,
+        "sleep",
+        "1000",
+    ])
+    .ok()
+    .trimmed();
     podman(&["exec", &id, "echo", "exec by podman"])
         .ok()
         .prints("exec by podman\n");
