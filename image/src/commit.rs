@@ -229,6 +229,7 @@ impl Inner {
             None => self.diff_id_of(&blob)?,
         };
         let job = LayerJob {
+            label: diff_id.short().to_owned(),
             index: below.len(),
             blob: blob.clone(),
             chain_id: Digest::chain(parent.as_ref(), &diff_id),

@@ -32,6 +32,8 @@ const CHUNKS_IN_FLIGHT: usize = 16;
 /// One layer to be unpacked.
 #[derive(Clone, Debug)]
 pub(crate) struct LayerJob {
+    /// How progress calls it.
+    pub label: String,
     pub index: usize,
     pub blob: Digest,
     pub diff_id: Digest,
@@ -47,6 +49,7 @@ impl LayerJob {
         for (index, (diff_id, blob)) in diff_ids.iter().zip(blobs).enumerate() {
             let chain_id = Digest::chain(parent.as_ref(), diff_id);
             jobs.push(LayerJob {
+                label: diff_id.short().to_owned(),
                 index,
                 blob: blob.clone(),
                 diff_id: diff_id.clone(),
@@ -157,6 +160,7 @@ impl Inner {
         // With a diff id that is not the blob's own the contents are always hashed.
         let unknown = Digest::of(b"");
         let job = LayerJob {
+            label: blob.short().to_owned(),
             index: 0,
             blob: blob.clone(),
             diff_id: unknown.clone(),
@@ -204,7 +208,7 @@ impl Inner {
         let path = self.blob_path(&job.blob);
         let file = File::open(&path).context("open", &path)?;
         let size = file.metadata().context("stat", &path)?.len();
-        let meter = Meter::new(progress, job.diff_id.short(), status, size);
+        let meter = Meter::new(progress, &job.label, status, size);
         let metered = Metered { inner: file, meter };
         let root = File::open(into).context("open", into)?;
         let limits = &self.options.limits;

@@ -261,6 +261,11 @@ impl Platform {
         }
     }
 
+    /// Whether what was built for a platform runs on this one.
+    pub(crate) fn runs(&self, offered: &ManifestPlatform) -> bool {
+        self.distance(offered).is_some()
+    }
+
     /// The best entry of an index for this platform. Attestations (`unknown/unknown`) are never chosen.
     pub(crate) fn choose<'a>(&self, manifests: &'a [Descriptor]) -> Option<&'a Descriptor> {
         let image = |d: &&Descriptor| {

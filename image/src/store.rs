@@ -70,6 +70,33 @@ pub struct Options {
     pub insecure_registries: Vec<String>,
     /// Layers unpacked, and layers transferred, at a time.
     pub parallel: usize,
+    /// How patient the store is with registries.
+    pub patience: Patience,
+}
+
+/// How patient the store is with registries.
+#[derive(Clone, Debug)]
+pub struct Patience {
+    /// Attempts in a row that may fail without any progress.
+    pub attempts: u32,
+    /// Before the second attempt; doubled for each further one.
+    pub first_delay: std::time::Duration,
+    /// For a connection to be made.
+    pub connect_timeout: std::time::Duration,
+    /// For the next bytes of an answer.
+    pub read_timeout: std::time::Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        use std::time::Duration;
+        Patience {
+            attempts: 5,
+            first_delay: Duration::from_millis(500),
+            connect_timeout: Duration::from_secs(15),
+            read_timeout: Duration::from_secs(60),
+        }
+    }
 }
 
 impl Default for Options {
@@ -81,6 +108,7 @@ impl Default for Options {
             parallel: std::thread::available_parallelism()
                 .map_or(2, usize::from)
                 .clamp(2, 8),
+            patience: Patience::default(),
         }
     }
 }
@@ -301,6 +329,8 @@ impl Inner {
         }
         for row in &rows.images {
             let known = old.images.get(&row.id).or_else(|| old.hidden.get(&row.id));
+            // Pushing may exchange a manifest for one with compressed layers.
+            let known = known.filter(|image| image.manifest().digest == row.manifest);
             let body = match known.map_or_else(
                 || self.image_body(row, &new),
                 |image| Ok(image.body.clone()),
