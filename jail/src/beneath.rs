@@ -5,8 +5,10 @@
 //!
 //! Must not know: what is mounted or created there.
 
-use std::ffi::OsStr;
+use std::collections::VecDeque;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
@@ -28,6 +30,8 @@ pub(crate) enum Want {
 
 /// Concurrent renames make openat2 give up with EAGAIN; a container that keeps renaming loses after this many tries.
 const ATTEMPTS: u32 = 128;
+/// As many symlinks as the kernel follows on one path.
+const LINKS_MAX: u32 = 40;
 
 impl RootDir {
     pub(crate) fn new(fd: OwnedFd) -> RootDir {
@@ -73,86 +77,78 @@ impl RootDir {
 
     /// Opens the directory at `path`, creating what is missing with mode 0755.
     pub(crate) fn directory(&self, path: &Path) -> Result<OwnedFd> {
-        let path = clean(path)?;
-        match self.open(&path, OFlags::PATH | OFlags::DIRECTORY) {
-            Err(Errno::NOENT) => {}
-            other => return other.step_at("open in the container's root", &path),
-        }
-        let mut here = self
-            .open(Path::new("/"), OFlags::PATH | OFlags::DIRECTORY)
-            .step("open the container's root")?;
-        let mut walked = PathBuf::from("/");
-        for name in path.components().filter_map(normal) {
-            walked.push(name);
-            // The prefix is resolved from the root each time, so a symlink on the way (absolute ones too) counts from there.
-            here = match self.open(&walked, OFlags::PATH | OFlags::DIRECTORY) {
-                Ok(dir) => dir,
-                Err(Errno::NOENT) => {
-                    match rustix::fs::mkdirat(&here, name, Mode::from_raw_mode(0o755)) {
-                        Ok(()) | Err(Errno::EXIST) => {}
-                        Err(e) => {
-                            return Err(Error::sys_at(
-                                "create directory in the container's root",
-                                &walked,
-                                e,
-                            ));
-                        }
-                    }
-                    // NOFOLLOW: a dangling symlink stands here (EXIST above); do not create where it points.
-                    rustix::fs::openat(
-                        &here,
-                        name,
-                        OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-                        Mode::empty(),
-                    )
-                    .step_at("open in the container's root", &walked)?
-                }
-                Err(e) => return Err(Error::sys_at("open in the container's root", &walked, e)),
-            };
-        }
-        Ok(here)
+        self.mount_point(path, Want::Directory)
     }
 
     /// Opens a mount point, creating it if it is missing.
     pub(crate) fn mount_point(&self, path: &Path, want: Want) -> Result<OwnedFd> {
-        if want == Want::Directory {
-            return self.directory(path);
-        }
         let path = clean(path)?;
-        match self.open(&path, OFlags::PATH) {
-            Ok(found) => {
-                let stat = rustix::fs::fstat(&found).step_at("stat", &path)?;
-                if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-                    return Err(Error::sys_at("mount a file on", &path, Errno::ISDIR));
-                }
-                Ok(found)
-            }
-            Err(Errno::NOENT) => {
-                let (parent, name) = self.parent(&path)?;
-                let made = rustix::fs::openat(
-                    &parent,
-                    name,
-                    OFlags::CREATE
-                        | OFlags::EXCL
-                        | OFlags::NOFOLLOW
-                        | OFlags::WRONLY
-                        | OFlags::CLOEXEC,
-                    Mode::from_raw_mode(0o755),
-                );
-                match made {
-                    Ok(_) | Err(Errno::EXIST) => {}
-                    Err(e) => return Err(Error::sys_at("create mount point", &path, e)),
-                }
-                rustix::fs::openat(
-                    &parent,
-                    name,
-                    OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-                    Mode::empty(),
-                )
-                .step_at("open mount point", &path)
-            }
-            Err(e) => Err(Error::sys_at("open mount point", &path, e)),
+        let flags = match want {
+            Want::Directory => OFlags::PATH | OFlags::DIRECTORY,
+            Want::File => OFlags::PATH,
+        };
+        let found = match self.open(&path, flags) {
+            Ok(found) => found,
+            Err(Errno::NOENT) => self.create(&path, want)?,
+            Err(e) => return Err(Error::sys_at("open in the container's root", &path, e)),
+        };
+        if want == Want::File && file_type(&found, &path)? == FileType::Directory {
+            return Err(Error::sys_at("mount a file on", &path, Errno::ISDIR));
         }
+        Ok(found)
+    }
+
+    /// Walks to `path` name by name and makes what is missing, also where a dangling symlink points (images have
+    /// /etc/resolv.conf that way). No step follows anything by itself: links are read and their words walked from where the
+    /// root's inhabitants would, `..` goes back along the descriptors that were walked.
+    fn create(&self, path: &Path, want: Want) -> Result<OwnedFd> {
+        let fail = |step: &str, e: Errno| Error::sys_at(step, path, e);
+        let top = || self.open(Path::new("/"), OFlags::PATH | OFlags::DIRECTORY);
+        let mut walked = vec![top().map_err(|e| fail("open in the container's root", e))?];
+        let mut ahead: VecDeque<OsString> = words(path);
+        let mut links = 0;
+        while let Some(name) = ahead.pop_front() {
+            if name == ".." {
+                if walked.len() > 1 {
+                    walked.pop();
+                }
+                continue;
+            }
+            let here = walked.last().map(AsFd::as_fd).unwrap_or(self.fd.as_fd());
+            let last = ahead.is_empty();
+            let next = match step_into(here, &name) {
+                Err(Errno::NOENT) => {
+                    make(here, &name, last && want == Want::File)
+                        .map_err(|e| fail("create in the container's root", e))?;
+                    step_into(here, &name)
+                }
+                other => other,
+            }
+            .map_err(|e| fail("open in the container's root", e))?;
+            match file_type(&next, path)? {
+                FileType::Symlink => {
+                    links += 1;
+                    if links > LINKS_MAX {
+                        return Err(fail("open in the container's root", Errno::LOOP));
+                    }
+                    let target = rustix::fs::readlinkat(&next, c"", Vec::new())
+                        .map_err(|e| fail("read a symlink in the container's root", e))?;
+                    let target = PathBuf::from(OsString::from_vec(target.into_bytes()));
+                    if target.is_absolute() {
+                        walked.truncate(1);
+                    }
+                    for word in words(&target).into_iter().rev() {
+                        ahead.push_front(word);
+                    }
+                }
+                FileType::Directory => walked.push(next),
+                _ if last && want == Want::File => return Ok(next),
+                _ => return Err(fail("open in the container's root", Errno::NOTDIR)),
+            }
+        }
+        walked
+            .pop()
+            .ok_or_else(|| fail("open in the container's root", Errno::NOENT))
     }
 
     /// The directory that holds the last name of an absolute path, created if missing, and that name.
@@ -183,11 +179,39 @@ pub(crate) fn clean(path: &Path) -> Result<PathBuf> {
     Ok(out)
 }
 
-fn normal(part: Component<'_>) -> Option<&OsStr> {
-    match part {
-        Component::Normal(name) => Some(name),
-        _ => None,
+/// The words of a path that mean a step.
+fn words(path: &Path) -> VecDeque<OsString> {
+    path.components()
+        .filter_map(|part| match part {
+            Component::Normal(name) => Some(name.to_os_string()),
+            Component::ParentDir => Some(OsString::from("..")),
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
+        })
+        .collect()
+}
+
+fn step_into(at: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(at, name, flags, Mode::empty())
+}
+
+fn make(at: BorrowedFd<'_>, name: &OsStr, file: bool) -> Result<(), Errno> {
+    let made = if file {
+        let flags =
+            OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::WRONLY | OFlags::CLOEXEC;
+        rustix::fs::openat(at, name, flags, Mode::from_raw_mode(0o755)).map(drop)
+    } else {
+        rustix::fs::mkdirat(at, name, Mode::from_raw_mode(0o755))
+    };
+    match made {
+        Err(Errno::EXIST) => Ok(()),
+        other => other,
     }
+}
+
+fn file_type(fd: &OwnedFd, path: &Path) -> Result<FileType> {
+    let stat = rustix::fs::fstat(fd).step_at("stat in the container's root", path)?;
+    Ok(FileType::from_raw_mode(stat.st_mode))
 }
 
 /// Opens a trusted path of the host for its location only.
@@ -222,18 +246,31 @@ mod tests {
     }
 
     #[test]
-    fn absolute_symlinks_stay_inside() {
+    fn symlinks_stay_inside_also_where_they_dangle() {
         let dir = tempfile::tempdir().expect("tempdir");
         std::fs::create_dir(dir.path().join("real")).expect("mkdir");
         symlink("/real", dir.path().join("link")).expect("symlink");
-        symlink("/../../../../../../etc", dir.path().join("up")).expect("symlink");
+        symlink("/../../../../../../caisson-up", dir.path().join("up")).expect("symlink");
+        symlink(
+            "../../../../run/stub.conf",
+            dir.path().join("real/resolv.conf"),
+        )
+        .expect("symlink");
+        symlink("/loop", dir.path().join("loop")).expect("symlink");
         let root = root_in(dir.path());
         root.directory(Path::new("/link/new/deep"))
             .expect("created through the link");
         assert!(dir.path().join("real/new/deep").is_dir());
-        // /etc exists on the host, not in this root: the dangling link must not be followed out, nor created through.
-        assert!(root.directory(Path::new("/up/x")).is_err());
-        assert!(!Path::new("/etc/x").exists());
+        root.directory(Path::new("/up/x"))
+            .expect("created where the link points, as seen from inside");
+        assert!(dir.path().join("caisson-up/x").is_dir() && !Path::new("/caisson-up").exists());
+        root.mount_point(Path::new("/link/resolv.conf"), Want::File)
+            .expect("created behind the dangling link");
+        assert!(dir.path().join("run/stub.conf").is_file());
+        assert!(root.directory(Path::new("/loop/x")).is_err());
+        // Meanwhile a file where a directory is wanted.
+        std::fs::write(dir.path().join("file"), "").expect("write");
+        assert!(root.directory(Path::new("/file/x")).is_err());
     }
 
     #[test]

@@ -214,6 +214,7 @@ fn mount_one(
         }
         "tmpfs" => {
             let target = place.root.mount_point(&destination, Want::Directory)?;
+            refuse_inside_proc(target.as_fd(), &destination)?;
             inherit_mode(&mut options, target.as_fd());
             if let Some(label) = place.label.filter(|l| !l.is_empty()) {
                 options.data.push(("context".into(), Some(label.into())));
