@@ -12,7 +12,7 @@ use crate::container::{Container, Intent, Message, Streams};
 use crate::error::{Error, Result};
 use crate::options::{
     AttachOptions, Attachment, LogsOptions, Outcome, OutputStream, RemoveOptions, StopOptions,
-    Wait, WaitCondition, WaitResult,
+    Wait, WaitCondition,
 };
 use crate::records::{Status, View};
 use crate::{Engine, names, signals};
@@ -157,13 +157,14 @@ impl Engine {
                 WaitCondition::NextExit => view.removed || view.exits > exits,
                 WaitCondition::Removed => view.removed,
             };
-            let result = match watch.wait_for(done).await {
+            let mut result = match watch.wait_for(done).await {
                 Ok(view) => view.wait_result(),
-                Err(_) => WaitResult {
-                    status_code: i64::from(container.view().state.exit_code),
-                    error: None,
-                },
+                Err(_) => container.view().wait_result(),
             };
+            if condition == WaitCondition::Removed {
+                // What was wanted has happened: an old failure to start is not a failure to remove.
+                result.error = None;
+            }
             Ok(result)
         }))
     }

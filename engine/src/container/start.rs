@@ -64,10 +64,10 @@ impl Actor {
                 };
                 self.view.state.error.clone_from(&e.message);
                 if self.view.state.status == Status::Restarting {
+                    self.view.exits += 1;
                     self.view.state.status = Status::Exited;
                     self.view.state.finished_at = api::Timestamp::now();
                 }
-                self.view.exits += 1;
                 self.save_state_or_log().await;
                 self.publish();
                 Err(e)
