@@ -88,8 +88,7 @@ fn overhead() -> ResourceUse {
         for (ours, theirs) in [
             ("rss", "Rss"),
             ("pss", "Pss"),
-            ("private_clean", "Private_Clean"),
-            ("private_dirty", "Private_Dirty"),
+            ("anonymous", "Anonymous"),
         ] {
             if let Some(bytes) = kibibytes(&rollup, theirs) {
                 own.memory_detail.insert(ours.into(), bytes);

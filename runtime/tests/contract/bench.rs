@@ -232,6 +232,21 @@ impl Bench {
 
 impl Drop for Bench {
     fn drop(&mut self) {
+        // A case that failed left its sandboxes; their shims take the rest along.
+        let mark = self.dir.path().display().to_string();
+        for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let command = fs::read(process.path().join("cmdline")).unwrap_or_default();
+            let pid = process.file_name().to_string_lossy().parse::<i32>();
+            if let Ok(pid) = pid
+                && command.starts_with(b"caisson-shim")
+                && String::from_utf8_lossy(&command).contains(&mark)
+            {
+                let _ = nix::sys::signal::kill(
+                    nix::unistd::Pid::from_raw(pid),
+                    nix::sys::signal::Signal::SIGKILL,
+                );
+            }
+        }
         // The parent cgroup is ours, the runtime only makes its children.
         for hierarchy in fs::read_dir("/sys/fs/cgroup")
             .into_iter()
