@@ -300,9 +300,14 @@ fn create(session: &Session, parsed: &Parsed) -> Outcome {
     let from = options
         .remove("from")
         .unwrap_or_else(|| parsed.text("from").to_owned());
+    // Without an endpoint of its own a context is a copy of the current one.
+    let from = if from.is_empty() {
+        session.context_name()
+    } else {
+        from
+    };
     let endpoint = match (from.as_str(), options.contains_key("host")) {
-        ("", false) => return Err("docker endpoint configuration is required".into()),
-        ("", true) | (_, true) => endpoint_of(&options)?,
+        (_, true) => endpoint_of(&options)?,
         ("default", false) => json!({"Host": session.client()?.address(), "SkipTLSVerify": false}),
         (other, false) => load(config, other)?
             .pointer("/Endpoints/docker")
@@ -337,13 +342,13 @@ fn update(session: &Session, parsed: &Parsed) -> Outcome {
     Ok(0)
 }
 
-fn warn_of_override() {
+fn warn_of_override(wanted: &str) {
     if let Some(name) = ["CAISSON_HOST", "DOCKER_HOST"]
         .into_iter()
         .find(|n| std::env::var(n).is_ok_and(|v| !v.is_empty()))
     {
         output::complain(format!(
-            "Warning: {name} environment variable overrides the active context. To use a context, either set the global --context flag, or unset {name} environment variable."
+            "Warning: {name} environment variable overrides the active context. To use {wanted}, either set the global --context flag, or unset {name} environment variable."
         ));
     }
 }
@@ -430,7 +435,7 @@ fn list(session: &Session, parsed: &Parsed) -> Outcome {
             .map_err(Failure::new)?,
     )?;
     if as_table {
-        warn_of_override();
+        warn_of_override("a context");
     }
     Ok(0)
 }
@@ -448,7 +453,9 @@ fn use_context(session: &Session, parsed: &Parsed) -> Outcome {
     }
     output::line(name)?;
     output::complain(format!("Current context is now {name:?}"));
-    warn_of_override();
+    if name != "default" {
+        warn_of_override(&format!("{name:?}"));
+    }
     Ok(0)
 }
 
@@ -511,7 +518,9 @@ fn remove(session: &Session, parsed: &Parsed) -> Outcome {
             if name == "default" {
                 return Err("context \"default\" cannot be removed".to_owned());
             }
-            load(&session.config, name)?;
+            if !meta_path(&session.config, name).exists() {
+                return Err(format!("context {name:?} does not exist"));
+            }
             if current.as_deref() == Some(name) {
                 if !parsed.flag("force") {
                     return Err(format!(

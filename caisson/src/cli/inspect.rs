@@ -8,7 +8,7 @@ use super::command::{COMMAND, Command, Failure, Operands, Outcome};
 use super::flags::{FORMAT_OBJECT, Flag, Kind, Parsed, flag};
 use super::output;
 use super::session::Session;
-use super::template::Format;
+use super::template::{Format, escape_html};
 use crate::client::{self, Client};
 
 const FLAGS: &[Flag] = &[
@@ -65,7 +65,7 @@ async fn any(session: Rc<Session>, parsed: Parsed) -> Outcome {
         "image" => Kinds::Image,
         "network" => Kinds::Network,
         "volume" => Kinds::Volume,
-        other => return Err(format!("{other:?} is not a valid value for --type").into()),
+        other => return Err(format!("unknown type: {other:?}: must be one of \"container\", \"image\", \"network\", \"volume\"").into()),
     };
     inspect(session, parsed, kinds).await
 }
@@ -148,9 +148,5 @@ pub fn indented(value: &Value) -> String {
     );
     serde::Serialize::serialize(value, &mut serializer)
         .expect("a JSON value can be written to memory");
-    String::from_utf8(bytes)
-        .expect("JSON is UTF-8")
-        .replace('<', "\\u003c")
-        .replace('>', "\\u003e")
-        .replace('&', "\\u0026")
+    escape_html(&String::from_utf8(bytes).expect("JSON is UTF-8"))
 }

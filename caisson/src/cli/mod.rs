@@ -85,13 +85,29 @@ fn dispatch(words: &[String]) -> Result<u8, Failure> {
     }
     let words = std::mem::take(&mut global.operands);
     if words.is_empty() {
-        output::print(program_help())?;
+        // Asked for it goes to standard output; an incomplete command gets it as a hint.
+        if global.help {
+            output::print(program_help())?
+        } else {
+            output::print_err(&program_help())
+        }
         return Ok(0);
     }
     match command::find(&words) {
         Found::Command(command, path, used) => perform(command, path, &words[used..], global),
         Found::Group(group) => {
-            output::print(usage::group_help(group))?;
+            match words.get(1).map(String::as_str) {
+                None => output::print_err(&usage::group_help(group)),
+                Some("--help" | "-h") => output::print(usage::group_help(group))?,
+                Some(flag) => {
+                    let usage = format!("Usage:  caisson {} COMMAND", group.name);
+                    return Err(usage_failure(
+                        &format!("unknown flag: {flag}"),
+                        &usage,
+                        &format!("caisson {}", group.name),
+                    ));
+                }
+            }
             Ok(0)
         }
         Found::Unknown(None, name) => Err(Failure::new(format!(

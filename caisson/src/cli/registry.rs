@@ -114,7 +114,7 @@ async fn login(session: Rc<Session>, parsed: Parsed) -> Outcome {
     }
     if parsed.flag("password-stdin") {
         if username.is_empty() {
-            return Err("Must provide --username with --password-stdin".into());
+            return Err("the --password-stdin option requires --username to be set".into());
         }
         std::io::stdin().lock().read_to_string(&mut secret)?;
         secret = secret

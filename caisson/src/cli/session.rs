@@ -117,7 +117,7 @@ pub fn choose(wishes: &Wishes) -> Result<Choice, String> {
             return Err("conflicting options: cannot specify both --host and --context".to_owned());
         }
         ([host], None) => return Ok(Choice::Host(host.clone())),
-        ([_, _, ..], None) => return Err("specify only one -H".to_owned()),
+        ([_, _, ..], None) => return Err("Specify only one -H".to_owned()),
         ([], Some(name)) => return Ok(named(name)),
         ([], None) => {}
     }
@@ -167,7 +167,11 @@ impl Session {
         if let Some(client) = self.client.get() {
             return Ok(client);
         }
-        let endpoint = self.endpoint()?;
+        let endpoint = self.endpoint().map_err(|e| {
+            Failure::new(format!(
+                "Failed to initialize: unable to resolve caisson endpoint: {e}"
+            ))
+        })?;
         let version = std::env::var("DOCKER_API_VERSION")
             .ok()
             .filter(|v| !v.is_empty());
@@ -175,16 +179,16 @@ impl Session {
         Ok(self.client.get_or_init(|| client))
     }
 
-    fn endpoint(&self) -> Result<Endpoint, Failure> {
+    fn endpoint(&self) -> Result<Endpoint, String> {
         match self.choice()? {
             Choice::Default => Ok(Endpoint::local_default()),
             Choice::Host(host) => {
                 let tls = self.tls_files();
-                Ok(Endpoint::new(endpoint::parse(&host)?, tls.as_ref())?)
+                Endpoint::new(endpoint::parse(&host)?, tls.as_ref())
             }
             Choice::Context(name) => {
                 let (host, tls) = contexts::resolve(&self.config, &name)?;
-                Ok(Endpoint::new(endpoint::parse(&host)?, tls.as_ref())?)
+                Endpoint::new(endpoint::parse(&host)?, tls.as_ref())
             }
         }
     }

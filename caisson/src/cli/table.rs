@@ -88,8 +88,8 @@ impl Layout {
         };
         let source = source.replace("\\t", "\t").replace("\\n", "\n");
         let format = Format::parse(&source, self.type_name)
-            .map_err(|e| format!("failed to parse template: {e}"))?;
-        let failed = |e: String| format!("failed to execute template: {e}");
+            .map_err(|e| format!("template parsing error: {e}"))?;
+        let failed = |e: String| format!("template parsing error: {e}");
         let mut text = String::new();
         if table {
             let headers: Vec<(&str, String)> = self
@@ -105,7 +105,6 @@ impl Layout {
             text.push_str(&format.render(&data).map_err(failed)?);
             text.push('\n');
         }
-        // Docker validates a template even when there is nothing to show with it.
         Ok(if table { align(&text, 10) } else { text })
     }
 }

@@ -83,12 +83,23 @@ fn to_json(value: &Value, origins: &Origins) -> Json {
     }
 }
 
-/// Docker pads every template with these.
+/// Writes `<`, `>` and `&` as Go's JSON encoder does by default.
+pub fn escape_html(json: &str) -> String {
+    json.replace('<', "\\u003c")
+        .replace('>', "\\u003e")
+        .replace('&', "\\u0026")
+}
+
+/// Docker gives every template these.
 fn with_functions(template: Template, origins: &Origins) -> Template {
     let seen = Arc::clone(origins);
     template
         .func("json", move |args| {
-            Ok(text(to_json(argument(args, 0)?, &seen).to_string()))
+            let value = argument(args, 0)?;
+            let json = to_json(value, &seen).to_string();
+            // Go's encoder escapes HTML in whole rows, and nowhere else.
+            let row = matches!(value, Value::Map(map) if map.values().any(Value::is_function));
+            Ok(text(if row { escape_html(&json) } else { json }))
         })
         .func("split", |args| {
             let (value, separator) = (string_argument(args, 0)?, string_argument(args, 1)?);
@@ -202,12 +213,15 @@ impl Format {
                     .into(),
             ),
             Json::Object(fields) => {
-                let map = Arc::new(
-                    fields
-                        .iter()
-                        .map(|(k, v)| (Arc::from(k.as_str()), self.value(v)))
-                        .collect(),
-                );
+                let mut map: std::collections::BTreeMap<Arc<str>, Value> = fields
+                    .iter()
+                    .map(|(k, v)| (Arc::from(k.as_str()), self.value(v)))
+                    .collect();
+                // Docker's templates name Go fields, which differ from the JSON here only.
+                if let Some(version) = map.get("ApiVersion").cloned() {
+                    map.insert(Arc::from("APIVersion"), version);
+                }
+                let map = Arc::new(map);
                 if let Ok(mut origins) = self.origins.lock() {
                     origins.insert(address(&map), json.clone());
                 }
@@ -224,7 +238,7 @@ impl Format {
     ) -> Data {
         let mut map: std::collections::BTreeMap<Arc<str>, Value> = fields
             .iter()
-            .map(|(k, v)| (Arc::from(*k), text(v.as_str())))
+            .map(|(k, v)| (Arc::from(*k), cell(k, v)))
             .collect();
         let labels = labels.cloned().unwrap_or_default();
         map.insert(
@@ -259,6 +273,14 @@ impl Format {
         self.template
             .execute_to_string(&data.0)
             .map_err(|e| explain(&e, "", self.type_name))
+    }
+}
+
+/// A row's field: text, but for the one field that is a boolean in Docker's JSON.
+fn cell(name: &str, value: &str) -> Value {
+    match (name, value) {
+        ("Current", "true" | "false") => Value::Bool(value == "true"),
+        _ => text(value),
     }
 }
 

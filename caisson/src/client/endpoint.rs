@@ -119,7 +119,7 @@ pub fn parse(address: &str) -> Result<Transport, String> {
     }
     let rest = match text.split_once("://") {
         Some(("tcp" | "http" | "https", rest)) => rest,
-        Some((_, _)) => return Err(format!("unable to parse docker host `{address}`")),
+        Some((_, _)) => return Err(format!("invalid bind address format: {address}")),
         None => text,
     };
     let rest = rest.trim_end_matches('/');

@@ -180,13 +180,13 @@ async fn attach(session: Rc<Session>, parsed: Parsed) -> Outcome {
     let name = &parsed.operands[0];
     let container: ContainerInspect = client.get(path(name, "/json")).await?;
     if !container.state.running {
-        return Err("cannot attach to a stopped container, start it first".into());
+        return Err("You cannot attach to a stopped container, start it first".into());
     }
     if container.state.paused {
-        return Err("cannot attach to a paused container, unpause it first".into());
+        return Err("You cannot attach to a paused container, unpause it first".into());
     }
     if container.state.restarting {
-        return Err("cannot attach to a restarting container, wait until it is running".into());
+        return Err("You cannot attach to a restarting container, wait until it is running".into());
     }
     let stdin = !parsed.flag("no-stdin") && container.config.open_stdin;
     if stdin && container.config.tty && !terminal::stdin_is_terminal() {

@@ -61,7 +61,7 @@ pub fn add_host(value: &str) -> Checked {
 pub fn ip_address(value: &str) -> Checked {
     match value.trim().parse::<std::net::IpAddr>() {
         Ok(ip) => Ok(ip.to_string()),
-        Err(_) => Err(format!("{value} is not an ip address")),
+        Err(_) => Err(format!("IP address is not correctly formatted: {value}")),
     }
 }
 
@@ -109,12 +109,23 @@ pub fn cgroup_rule(value: &str) -> Checked {
     }
 }
 
-/// `--sysctl`, `--storage-opt`.
+/// `--sysctl`: only what belongs to a namespace can be a container's own.
 pub fn sysctl(value: &str) -> Checked {
-    match value.split_once('=') {
-        Some((key, _)) if !key.trim().is_empty() => Ok(value.to_owned()),
-        _ => Err(format!("sysctl '{value}' is not allowed")),
+    const NAMED: [&str; 8] = [
+        "kernel.msgmax",
+        "kernel.msgmnb",
+        "kernel.msgmni",
+        "kernel.sem",
+        "kernel.shmall",
+        "kernel.shmmax",
+        "kernel.shmmni",
+        "kernel.shm_rmid_forced",
+    ];
+    let key = value.split_once('=').map_or("", |(k, _)| k);
+    if NAMED.contains(&key) || key.starts_with("net.") || key.starts_with("fs.mqueue.") {
+        return Ok(value.to_owned());
     }
+    Err(format!("sysctl '{value}' is not allowed"))
 }
 
 /// Checks a `--mount` where it stands.
@@ -294,7 +305,9 @@ pub fn gpus(value: &str) -> Result<DeviceRequest, String> {
     let count = |t: &str| match t {
         "all" => Ok(-1),
         n => n.parse::<i64>().map_err(|_| {
-            format!("invalid count ({t}): value must be either \"all\" or an integer")
+            format!(
+                "invalid count ({t}): value must be either \"all\" or an integer: invalid syntax"
+            )
         }),
     };
     let mut seen = Vec::new();

@@ -143,9 +143,9 @@ pub fn landing(
             directory: destination.to_owned(),
             name: base_name(source),
         }),
-        (false, Found::Nothing) if asserts_directory(destination) => Err(format!(
-            "destination directory {destination:?} does not exist: no such directory"
-        )),
+        (false, Found::Nothing) if asserts_directory(destination) => {
+            Err("no such directory".to_owned())
+        }
         (false, Found::File) if destination.ends_with('/') => {
             Err(format!("{destination:?} is not a directory"))
         }

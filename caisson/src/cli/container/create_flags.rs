@@ -31,6 +31,12 @@ pub const CREATE: &[Flag] = &[
     ),
     flag(
         "",
+        "annotation",
+        Kind::List("map", any),
+        "Add an annotation to the container (passed through to the OCI runtime)",
+    ),
+    flag(
+        "",
         "cap-add",
         Kind::List("list", any),
         "Add Linux capabilities",
@@ -206,6 +212,12 @@ pub const CREATE: &[Flag] = &[
         "health-retries",
         Kind::Int,
         "Consecutive failures needed to report unhealthy",
+    ),
+    flag(
+        "",
+        "health-start-interval",
+        Kind::Duration,
+        "Time between running the check during the start period (ms|s|m|h) (default 0s)",
     ),
     flag(
         "",

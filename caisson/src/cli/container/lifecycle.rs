@@ -309,7 +309,7 @@ async fn port(session: Rc<Session>, parsed: Parsed) -> Outcome {
         Some(wanted) => {
             let (number, proto) = wanted.split_once('/').unwrap_or((wanted, "tcp"));
             if number.parse::<u16>().is_err() {
-                return Err(format!("Error: invalid port ({number})").into());
+                return Err(format!("Error: invalid port ({number}): strconv.ParseUint: parsing {number:?}: invalid syntax").into());
             }
             let key = format!("{number}/{proto}");
             let Some(bindings) = ports
@@ -318,7 +318,7 @@ async fn port(session: Rc<Session>, parsed: Parsed) -> Outcome {
                 .filter(|b| !b.is_empty())
             else {
                 return Err(format!(
-                    "Error: No public port '{key}' published for {}",
+                    "Error: No public port '{wanted}' published for {}",
                     parsed.operands[0]
                 )
                 .into());
@@ -389,7 +389,7 @@ async fn prune(session: Rc<Session>, parsed: Parsed) -> Outcome {
             "WARNING! This will remove all stopped containers.\nAre you sure you want to continue?",
         )?
     {
-        return Err(Failure::silent(1));
+        return Ok(0);
     }
     let (text, space) = prune_containers(&session, parsed.list("filter")).await?;
     output::print(text)?;

@@ -227,9 +227,6 @@ pub fn volume(spec: &str) -> Result<Volume, String> {
             "invalid spec: {spec}: empty section between colons"
         ));
     }
-    if parts.len() > 3 {
-        return Err(format!("invalid spec: {spec}: too many colons"));
-    }
     if parts[0].starts_with('.') && !Path::new(parts[0]).is_absolute() {
         return Ok(Volume::Bind(format!(
             "{}:{}",
@@ -325,10 +322,6 @@ mod tests {
         assert_eq!(
             volume(":/x"),
             Err("invalid spec: :/x: empty section between colons".into())
-        );
-        assert_eq!(
-            volume("a:b:c:d"),
-            Err("invalid spec: a:b:c:d: too many colons".into())
         );
     }
 }

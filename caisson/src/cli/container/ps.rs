@@ -8,6 +8,7 @@ use crate::cli::command::{COMMAND, Command, Failure, Outcome};
 use crate::cli::flags::{FORMAT_TABLE, Flag, Kind, Parsed, filter, flag};
 use crate::cli::session::Session;
 use crate::cli::table::{Layout, Row};
+use crate::cli::template::Format;
 use crate::cli::{output, units};
 use crate::client;
 
@@ -58,6 +59,9 @@ pub const COMMANDS: &[Command] = &[Command {
     ..COMMAND
 }];
 
+/// The Go type errors name.
+const TYPE_NAME: &str = "*formatter.ContainerContext";
+
 /// Columns of container lists.
 pub const HEADERS: &[(&str, &str)] = &[
     ("ID", "CONTAINER ID"),
@@ -99,6 +103,9 @@ async fn ps(session: Rc<Session>, parsed: Parsed) -> Outcome {
         .with_flag("size", show_size)
         .with_filters(parsed.list("filter"));
     let containers: Vec<ContainerSummary> = session.client()?.get(target).await?;
+    if !format.is_empty() && !quiet {
+        check_format(&format)?;
+    }
     let truncate = !parsed.flag("no-trunc");
     let rows: Vec<Row> = containers.iter().map(|c| row(c, truncate)).collect();
     let mut table =
@@ -108,14 +115,36 @@ async fn ps(session: Rc<Session>, parsed: Parsed) -> Outcome {
         table.push_str("\t{{.Size}}");
     }
     let layout = Layout {
-        type_name: "*formatter.ContainerContext",
+        type_name: TYPE_NAME,
         table,
         quiet: "{{.ID}}",
         headers: HEADERS,
-        raw: "container_id: {{.ID}}\nimage: {{.Image}}\ncommand: {{.Command}}\ncreated_at: {{.CreatedAt}}\nstate: {{.State}}\nstatus: {{.Status}}\nnames: {{.Names}}\nlabels: {{.Labels}}\nports: {{.Ports}}\n",
+        raw: "container_id: {{.ID}}\nimage: {{.Image}}\ncommand: {{.Command}}\ncreated_at: {{.CreatedAt}}\nstate: {{.State}}\nstatus: {{.Status}}\nnames: {{.Names}}\nlabels:{{- pad .Labels 1 0}}\nports:{{- pad .Ports 1 0}}\n",
     };
     output::print(layout.render(&format, quiet, &rows).map_err(Failure::new)?)?;
     Ok(0)
+}
+
+/// Tries a format on the column names, so that a wrong one is told before anything is asked of the daemon's list.
+fn check_format(format: &str) -> Result<(), Failure> {
+    let source = match format {
+        "table" | "raw" | "json" => return Ok(()),
+        other => other
+            .strip_prefix("table")
+            .unwrap_or(other)
+            .replace("\\t", "\t")
+            .replace("\\n", "\n"),
+    };
+    let parsed = Format::parse(&source, TYPE_NAME)
+        .map_err(|e| Failure::new(format!("failed to parse template: {e}")))?;
+    let columns: Vec<(&str, String)> = HEADERS.iter().map(|(k, v)| (*k, (*v).to_owned())).collect();
+    match parsed.render(&parsed.header(&columns)) {
+        Ok(_) => Ok(()),
+        Err(e) if e.ends_with("not defined") => {
+            Err(Failure::new(format!("failed to parse template: {e}")))
+        }
+        Err(e) => Err(Failure::new(format!("failed to execute template: {e}"))),
+    }
 }
 
 /// Shortens text to `length` characters, the last one an ellipsis.

@@ -117,7 +117,11 @@ fn config(
     let (stdin, stdout, stderr) = match (attach, detach) {
         ([], true) => (false, false, false),
         ([], false) => (interactive, true, true),
-        _ => (wants("stdin"), wants("stdout"), wants("stderr")),
+        _ => (
+            wants("stdin") || interactive,
+            wants("stdout"),
+            wants("stderr"),
+        ),
     };
     let mut exposed = BTreeMap::new();
     let mut bindings = port_flag::Bindings::new();
@@ -217,7 +221,9 @@ fn healthcheck(parsed: &Parsed) -> Result<Option<HealthConfig>, String> {
 pub fn restart_policy(text: &str) -> Result<RestartPolicy, String> {
     let (name, count) = match text.split_once(':') {
         Some(("", _)) => {
-            return Err("invalid restart policy format: no policy provided before colon".to_owned());
+            return Err(
+                "invalid restart policy format: no policy provided before colon".to_owned(),
+            );
         }
         Some((name, count)) => {
             let count = count.parse().map_err(|_| {
@@ -250,7 +256,7 @@ fn security(parsed: &Parsed, around: &Surroundings) -> Result<Security, String> 
                 options.push(option.clone());
                 continue;
             }
-            None => return Err(format!("invalid --security-opt: {option:?}")),
+            None => return Err(format!("Invalid --security-opt: {option:?}")),
         };
         if key == "seccomp" && value != "unconfined" && value != "builtin" {
             let text = (around.read)(value)
@@ -314,8 +320,10 @@ fn host_config(parsed: &Parsed, around: &Surroundings) -> Result<HostConfig, Str
         }
     }
     let (security_opt, unmasked) = security(parsed, around)?;
+    let (capabilities_added, capabilities_dropped) = capabilities(parsed);
     let sysctls = key_values(parsed.list("sysctl"));
     let storage = key_values(parsed.list("storage-opt"));
+    let annotations = key_values(parsed.list("annotation"));
     let networks = [parsed.list("network"), parsed.list("net")].concat();
     let network_mode = networks.first().map_or("default", |n| network_name(n));
     Ok(HostConfig {
@@ -332,8 +340,9 @@ fn host_config(parsed: &Parsed, around: &Surroundings) -> Result<HostConfig, Str
         volume_driver: parsed.text("volume-driver").to_owned(),
         volumes_from: optional(parsed.list("volumes-from")),
         console_size: around.console,
-        cap_add: optional(parsed.list("cap-add")),
-        cap_drop: optional(parsed.list("cap-drop")),
+        annotations: (!annotations.is_empty()).then_some(annotations),
+        cap_add: optional(&capabilities_added),
+        cap_drop: optional(&capabilities_dropped),
         cgroupns_mode: mode(parsed, "cgroupns", &["host", "private"], "CGROUP")?,
         dns: Some(parsed.list("dns").to_vec()),
         dns_options: Some([parsed.list("dns-option"), parsed.list("dns-opt")].concat()),
@@ -363,6 +372,34 @@ fn host_config(parsed: &Parsed, around: &Surroundings) -> Result<HostConfig, Str
         init: parsed.given("init").then(|| parsed.flag("init")),
         ..HostConfig::default()
     })
+}
+
+/// `--cap-add` and `--cap-drop` in the kernel's names, sorted; what is added is not dropped.
+fn capabilities(parsed: &Parsed) -> (Vec<String>, Vec<String>) {
+    let normal = |flag: &str| {
+        let mut names: Vec<String> = parsed
+            .list(flag)
+            .iter()
+            .map(|c| c.trim().to_uppercase())
+            .map(|c| {
+                if c == "ALL" || c.starts_with("CAP_") {
+                    c
+                } else {
+                    format!("CAP_{c}")
+                }
+            })
+            .collect();
+        names.sort();
+        names.dedup();
+        if names.iter().any(|c| c == "ALL") {
+            vec!["ALL".to_owned()]
+        } else {
+            names
+        }
+    };
+    let (added, mut dropped) = (normal("cap-add"), normal("cap-drop"));
+    dropped.retain(|c| c == "ALL" || !added.contains(c));
+    (added, dropped)
 }
 
 fn resources(parsed: &Parsed) -> Result<Resources, String> {
@@ -424,7 +461,6 @@ fn resources(parsed: &Parsed) -> Result<Resources, String> {
         devices: Some(devices),
         device_cgroup_rules: optional(parsed.list("device-cgroup-rule")),
         device_requests: (!requests.is_empty()).then_some(requests),
-        kernel_memory: parsed.bytes("kernel-memory"),
         memory_reservation: parsed.bytes("memory-reservation"),
         memory_swap: parsed.bytes("memory-swap"),
         memory_swappiness: Some(swappiness),
@@ -443,6 +479,12 @@ fn network_name(text: &str) -> &str {
 }
 
 fn networking(parsed: &Parsed, first: &str) -> Result<NetworkingConfig, String> {
+    let aliased = parsed.given("network-alias") || parsed.given("net-alias");
+    if aliased && ["default", "bridge", "host", "none"].contains(&first) {
+        return Err(
+            "network-scoped aliases are only supported for user-defined networks".to_owned(),
+        );
+    }
     let mut endpoints = BTreeMap::new();
     for (i, text) in [parsed.list("network"), parsed.list("net")]
         .concat()
@@ -478,11 +520,17 @@ fn networking(parsed: &Parsed, first: &str) -> Result<NetworkingConfig, String> 
             single_network(parsed, &mut settings, &mut ipam);
         }
         settings.ipam_config = (ipam != EndpointIpamConfig::default()).then_some(ipam);
+        // Docker's own networks take no options, and an empty entry would say nothing.
+        if ["host", "none", "bridge"].contains(&name.as_str())
+            && settings == EndpointSettings::default()
+        {
+            continue;
+        }
         if endpoints.insert(name.clone(), settings).is_some() {
             return Err(format!("network {name:?} is specified multiple times"));
         }
     }
-    if endpoints.is_empty() {
+    if endpoints.is_empty() && first == "default" {
         let mut settings = EndpointSettings::default();
         let mut ipam = EndpointIpamConfig::default();
         single_network(parsed, &mut settings, &mut ipam);
@@ -513,7 +561,6 @@ fn single_network(parsed: &Parsed, settings: &mut EndpointSettings, ipam: &mut E
     if parsed.given("mac-address") {
         settings.mac_address = parsed.text("mac-address").to_owned();
     }
-    settings.links = optional(parsed.list("link"));
 }
 
 #[cfg(test)]
@@ -584,7 +631,7 @@ mod tests {
         );
         assert_eq!(
             streams(&["-i", "-a", "stdout"], false),
-            (false, true, false, true, false)
+            (true, true, false, true, true)
         );
     }
 
@@ -642,6 +689,21 @@ mod tests {
         );
         assert_eq!(host(&[]).network_mode, "default");
         assert_eq!(host(&["--init=false"]).init, Some(false));
+        let h = host(&[
+            "--cap-add",
+            "net_admin",
+            "--cap-drop",
+            "all",
+            "--cap-drop",
+            "CAP_NET_ADMIN",
+        ]);
+        assert_eq!(
+            (h.cap_add, h.cap_drop),
+            (
+                Some(vec!["CAP_NET_ADMIN".to_owned()]),
+                Some(vec!["ALL".to_owned()])
+            )
+        );
         let h = host(&["--restart", "on-failure:3"]);
         assert_eq!(
             (
@@ -755,7 +817,7 @@ mod tests {
             (&["--uts", "foo"], "--uts: invalid UTS mode"),
             (
                 &["--security-opt", "foo"],
-                "invalid --security-opt: \"foo\"",
+                "Invalid --security-opt: \"foo\"",
             ),
             (
                 &["--security-opt", "seccomp=/no"],

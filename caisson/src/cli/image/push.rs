@@ -97,7 +97,7 @@ async fn push(session: Rc<Session>, parsed: Parsed) -> Outcome {
 async fn tag(session: Rc<Session>, parsed: Parsed) -> Outcome {
     let target = Reference::parse(&parsed.operands[1]).map_err(|e| {
         format!(
-            "{:?} is not a valid repository/tag: {e}",
+            "Error parsing reference: {:?} is not a valid repository/tag: {e}",
             parsed.operands[1]
         )
     })?;

@@ -107,7 +107,7 @@ async fn prune(session: Rc<Session>, parsed: Parsed) -> Outcome {
         "WARNING! This will remove all dangling images.\nAre you sure you want to continue?"
     };
     if !parsed.flag("force") && !confirmed(warning)? {
-        return Err(Failure::silent(1));
+        return Ok(0);
     }
     let (text, space) = prune_images(&session, all, parsed.list("filter")).await?;
     output::print(text)?;

@@ -188,7 +188,19 @@ fn verbose(usage: &DiskUsage) -> Result<String, Failure> {
         .iter()
         .flat_map(|i| list::rows(i, true, false))
         .collect();
-    let containers: Vec<Row> = usage.containers.iter().map(|c| ps::row(c, true)).collect();
+    let containers: Vec<Row> = usage
+        .containers
+        .iter()
+        .map(|c| {
+            ps::row(
+                &caisson_api::ContainerSummary {
+                    size_root_fs: None,
+                    ..c.clone()
+                },
+                true,
+            )
+        })
+        .collect();
     let volumes: Vec<Row> = usage
         .volumes
         .iter()

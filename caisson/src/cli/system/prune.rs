@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use crate::cli::command::{COMMAND, Command, Failure, Outcome};
+use crate::cli::command::{COMMAND, Command, Outcome};
 use crate::cli::container::lifecycle::prune_containers;
 use crate::cli::flags::{Flag, Kind, Parsed, filter, flag};
 use crate::cli::image::remove::prune_images;
@@ -56,7 +56,7 @@ async fn prune(session: Rc<Session>, parsed: Parsed) -> Outcome {
     if !parsed.flag("force")
         && !confirmed(&format!("{warning}\nAre you sure you want to continue?"))?
     {
-        return Err(Failure::silent(1));
+        return Ok(0);
     }
     let (text, containers) = prune_containers(&session, filters).await?;
     output::print(text)?;

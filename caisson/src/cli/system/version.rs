@@ -34,7 +34,11 @@ fn arch() -> &'static str {
 
 async fn version(session: Rc<Session>, parsed: Parsed) -> Outcome {
     let server = match session.client() {
-        Ok(client) => client.get_raw("/version").await.map_err(Failure::from),
+        Ok(client) => client
+            .get_raw("/version")
+            .await
+            .map(with_readable_times)
+            .map_err(Failure::from),
         Err(failure) => Err(failure),
     };
     let ours = caisson_api::API_VERSION;
@@ -75,6 +79,25 @@ async fn version(session: Rc<Session>, parsed: Parsed) -> Outcome {
         Ok(_) => Ok(0),
         Err(failure) => Err(failure),
     }
+}
+
+/// Build times of components as Go's ANSIC layout writes them.
+fn with_readable_times(mut server: Value) -> Value {
+    for component in server
+        .get_mut("Components")
+        .and_then(Value::as_array_mut)
+        .into_iter()
+        .flatten()
+    {
+        if let Some(time) = component.pointer_mut("/Details/BuildTime")
+            && let Some(parsed) = time
+                .as_str()
+                .and_then(|t| chrono::DateTime::parse_from_rfc3339(t).ok())
+        {
+            *time = Value::String(parsed.format("%a %b %e %H:%M:%S %Y").to_string());
+        }
+    }
+    server
 }
 
 /// The lower of two API versions.
