@@ -67,7 +67,7 @@ pub(crate) fn apply_to_self(process: &Process, spec: &Spec) -> Result<()> {
 }
 
 fn resource(kind: PosixRlimitType) -> u32 {
-    let resource = match kind {
+    match kind {
         PosixRlimitType::RlimitCpu => libc::RLIMIT_CPU,
         PosixRlimitType::RlimitFsize => libc::RLIMIT_FSIZE,
         PosixRlimitType::RlimitData => libc::RLIMIT_DATA,
@@ -84,8 +84,7 @@ fn resource(kind: PosixRlimitType) -> u32 {
         PosixRlimitType::RlimitNice => libc::RLIMIT_NICE,
         PosixRlimitType::RlimitRtprio => libc::RLIMIT_RTPRIO,
         PosixRlimitType::RlimitRttime => libc::RLIMIT_RTTIME,
-    };
-    resource as u32
+    }
 }
 
 /// linux/sched.h and linux/sched/types.h. Pure.

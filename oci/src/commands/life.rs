@@ -198,9 +198,8 @@ fn wait_gone(record: &Record, pidfd: &std::os::fd::OwnedFd) -> Result<()> {
     while let Some(left) = deadline.checked_duration_since(Instant::now()) {
         let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        match poll(&mut fds, timeout) {
-            Ok(1..) => return Ok(()),
-            Ok(_) | Err(_) => {}
+        if let Ok(1..) = poll(&mut fds, timeout) {
+            return Ok(());
         }
     }
     bail!(
