@@ -43,7 +43,8 @@ pub async fn logs(
         stdout: params.flag("stdout"),
         stderr: params.flag("stderr"),
         since: params.time("since")?,
-        until: params.time("until")?,
+        // Docker: zero is no limit.
+        until: params.time("until")?.filter(|t| t.timestamp() != 0),
         timestamps: params.flag("timestamps"),
         details: params.flag("details"),
         // Docker: what is not a number means everything.

@@ -85,7 +85,7 @@ impl Params {
             .map_err(|e| ApiError::bad(format!("invalid filter: {e}")))
     }
 
-    /// A point in time: seconds since 1970 with an optional fraction, or RFC 3339. Zero is absence.
+    /// A point in time: seconds since 1970 with an optional fraction, or RFC 3339.
     pub fn time(&self, name: &str) -> ApiResult<Option<DateTime<Utc>>> {
         let Some(text) = self.get(name) else {
             return Ok(None);
@@ -93,7 +93,7 @@ impl Params {
         let time = parse_time(text).ok_or_else(|| {
             ApiError::bad(format!("invalid value for {name}: {text:?} is not a time"))
         })?;
-        Ok(Some(time).filter(|t| t.timestamp() != 0 || t.timestamp_subsec_nanos() != 0))
+        Ok(Some(time))
     }
 }
 
@@ -149,7 +149,12 @@ mod tests {
         assert_eq!(time("2026-11-21T02:46:01Z"), Some((1_795_229_161, 0)));
         assert_eq!(time("yesterday"), None);
         assert_eq!(time("1.x"), None);
-        assert_eq!(Params::parse("since=0").time("since"), Ok(None));
+        assert_eq!(Params::parse("since=").time("since"), Ok(None));
+        assert_eq!(
+            Params::parse("since=0").time("since"),
+            Ok(Some(DateTime::UNIX_EPOCH)),
+            "events since ever"
+        );
         assert!(Params::parse("since=x").time("since").is_err());
     }
 
