@@ -8,17 +8,16 @@ pub(crate) mod changes;
 mod feed;
 mod filter;
 mod source;
+mod transfer;
 mod view;
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use caisson_api as api;
 use caisson_image::{Image, InUse, Reference, Removed, Store};
-use caisson_runtime::TarStream;
-use tokio_util::io::SyncIoBridge;
 
-use crate::{Config, Engine, Error, ErrorKind, Feed, Result};
+use crate::{Config, Engine, Error, ErrorKind, Result};
 use filter::ImageFilter;
 
 /// `GET /images/json`.
@@ -173,138 +172,11 @@ impl Engine {
         Ok(())
     }
 
-    /// `POST /images/load`; docker-archive or OCI layout, compressed or not.
-    pub async fn image_load(
-        &self,
-        archive: TarStream,
-        quiet: bool,
-    ) -> Result<Feed<api::JsonMessage>> {
-        let engine = self.clone();
-        feed::feed(feed::as_stream, move |progress| async move {
-            let progress = if quiet {
-                caisson_image::silent()
-            } else {
-                progress
-            };
-            let loaded = engine
-                .store()
-                .load(SyncIoBridge::new(archive), progress)
-                .await?;
-            Ok(engine.announce_loaded(&loaded))
-        })
-        .await
-    }
-
-    /// Events and Docker's closing lines of a load.
-    fn announce_loaded(&self, loaded: &[caisson_image::Loaded]) -> Vec<api::JsonMessage> {
-        let mut lines = Vec::new();
-        for one in loaded {
-            let id = one.id.to_string();
-            if one.references.is_empty() {
-                lines.push(api::JsonMessage::stream(&format!(
-                    "Loaded image ID: {id}\n"
-                )));
-                self.publish(event("load", &id, &id, None));
-            }
-            for name in &one.references {
-                lines.push(api::JsonMessage::stream(&format!(
-                    "Loaded image: {}\n",
-                    name.familiar()
-                )));
-                self.publish(event("load", &id, &name.familiar(), None));
-            }
-        }
-        lines
-    }
-
-    /// Loads the embedded image unless this data root has done so before; answers whether it did. A removed default image
-    /// stays removed.
-    pub async fn load_default_image(
-        &self,
-        reference: &str,
-        archive: &'static [u8],
-    ) -> Result<bool> {
-        let marker = self.config().data_root.join("default-image");
-        if marker.exists() {
-            return Ok(false);
-        }
-        self.store().load(archive, caisson_image::silent()).await?;
-        let text = format!("{reference}\n");
-        blocking(move || write_durably(&marker, text.as_bytes())).await?;
-        Ok(true)
-    }
-
     /// `GET /images/search`.
     pub async fn image_search(&self, term: &str) -> Result<Vec<api::ImageSearchItem>> {
         Err(Error::not_implemented(format!(
             "cannot search for {term:?}: caisson asks no search service. Look the image up on the registry's web site and pull it by name"
         )))
-    }
-
-    /// `POST /images/create?fromImage=`.
-    pub async fn image_pull(&self, _options: ImagePullOptions) -> Result<Feed<api::JsonMessage>> {
-        todo!()
-    }
-
-    /// `POST /images/create?fromSrc=-`; the stream is plain tar.
-    pub async fn image_import(
-        &self,
-        tar: TarStream,
-        options: ImageImportOptions,
-    ) -> Result<Feed<api::JsonMessage>> {
-        let tag = options
-            .repository
-            .as_deref()
-            .map(|name| reference(name, options.tag.as_deref()))
-            .transpose()?;
-        let mut config = api::ContainerConfig::default();
-        changes::apply(&mut config, &options.changes)?;
-        let import = caisson_image::Import {
-            config: stored_config(&config)?,
-            message: if options.message.is_empty() {
-                "Imported from -".into()
-            } else {
-                options.message
-            },
-            platform: platform(options.platform.as_deref())?,
-            tag,
-        };
-        let engine = self.clone();
-        feed::feed(feed::as_status, move |_| async move {
-            // Docker draws no bars for an import; its client does.
-            let id = engine
-                .store()
-                .import(SyncIoBridge::new(tar), import, caisson_image::silent())
-                .await?;
-            let id = id.to_string();
-            engine.publish(event("import", &id, &id, None));
-            Ok(vec![api::JsonMessage::status("", &id)])
-        })
-        .await
-    }
-
-    /// `GET /images/get`.
-    pub async fn image_save(&self, names: Vec<String>) -> Result<TarStream> {
-        let saving = self.store().prepare_save(&names)?;
-        let (reader, writer) = tokio::io::duplex(256 << 10);
-        let writer = SyncIoBridge::new(writer);
-        let writing = tokio::spawn(saving.write(writer));
-        for name in &names {
-            if let Ok(image) = self.store().resolve(name) {
-                self.image_event("save", &image, name);
-            }
-        }
-        Ok(Box::pin(source::Produced::new(reader, writing)))
-    }
-
-    /// `POST /images/NAME/push`.
-    pub async fn image_push(
-        &self,
-        _name: &str,
-        _tag: Option<&str>,
-        _credentials: Option<api::AuthConfig>,
-    ) -> Result<Feed<api::JsonMessage>> {
-        todo!()
     }
 
     /// `DELETE /images/NAME`.
@@ -406,20 +278,6 @@ impl Engine {
         })
     }
 
-    /// `GET /distribution/NAME/json`.
-    pub async fn image_distribution(
-        &self,
-        _name: &str,
-        _credentials: Option<api::AuthConfig>,
-    ) -> Result<api::DistributionInspect> {
-        todo!()
-    }
-
-    /// `POST /auth`: whether a registry takes these credentials.
-    pub async fn registry_login(&self, _credentials: api::AuthConfig) -> Result<()> {
-        todo!()
-    }
-
     /// `GET /system/df`; `kinds` chooses among `container`, `image`, `volume` and `build-cache`, empty means all.
     pub async fn disk_usage(&self, kinds: &[&str]) -> Result<api::DiskUsage> {
         let wanted = |kind: &str| kinds.is_empty() || kinds.contains(&kind);
@@ -466,17 +324,6 @@ async fn blocking<T: Send + 'static>(
                 "an image operation broke off: {panic}"
             )))
         })
-}
-
-fn write_durably(path: &Path, bytes: &[u8]) -> Result<()> {
-    let aside = path.with_extension("new");
-    let write = || -> std::io::Result<()> {
-        let mut file = std::fs::File::create(&aside)?;
-        std::io::Write::write_all(&mut file, bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&aside, path)
-    };
-    write().map_err(|e| Error::io(format!("cannot write {}", path.display()), &e))
 }
 
 /// Bytes of layers that an image has in common with another, by image id.
