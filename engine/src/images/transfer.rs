@@ -8,7 +8,8 @@ use caisson_runtime::TarStream;
 use tokio_util::io::SyncIoBridge;
 
 use super::{
-    ImageImportOptions, ImagePullOptions, blocking, changes, event, feed, platform, reference, source, stored_config, view,
+    ImageImportOptions, ImagePullOptions, blocking, changes, event, feed, platform, reference,
+    source, stored_config, view,
 };
 use crate::{Engine, Error, Feed, Result};
 
@@ -20,7 +21,10 @@ impl Engine {
         let credentials = credentials(options.credentials.as_ref())?;
         let engine = self.clone();
         feed::feed(feed::as_status, move |progress| async move {
-            let pulled = engine.store().pull(&name, platform.as_ref(), credentials, progress).await?;
+            let pulled = engine
+                .store()
+                .pull(&name, platform.as_ref(), credentials, progress)
+                .await?;
             tracing::info!(image = %name, id = %pulled.id, newer = pulled.newer, "pulled");
             engine.publish(event("pull", &name.familiar(), &name.familiar_name(), None));
             Ok(Vec::new())
@@ -65,11 +69,16 @@ impl Engine {
     /// Every name that this repository has here.
     fn tags_of(&self, repository: &Reference) -> Result<Vec<Reference>> {
         let images = self.store().list();
-        let tags = images.iter().flat_map(|image| &image.repo_tags).filter_map(|tag| tag.parse::<Reference>().ok());
+        let tags = images
+            .iter()
+            .flat_map(|image| &image.repo_tags)
+            .filter_map(|tag| tag.parse::<Reference>().ok());
         let names: Vec<_> = tags.filter(|tag| tag.name() == repository.name()).collect();
         if names.is_empty() {
             let shown = repository.name();
-            return Err(Error::not_found(format!("An image does not exist locally with the tag: {shown}")));
+            return Err(Error::not_found(format!(
+                "An image does not exist locally with the tag: {shown}"
+            )));
         }
         Ok(names)
     }
@@ -193,7 +202,10 @@ impl Engine {
         credentials_given: Option<api::AuthConfig>,
     ) -> Result<api::DistributionInspect> {
         let name = reference(name, None)?;
-        let remote = self.store().remote_image(&name, credentials(credentials_given.as_ref())?).await?;
+        let remote = self
+            .store()
+            .remote_image(&name, credentials(credentials_given.as_ref())?)
+            .await?;
         let platform = |p: caisson_image::Platform| api::DistributionPlatform {
             architecture: p.architecture,
             os: p.os,
@@ -212,14 +224,19 @@ impl Engine {
     /// `POST /auth`: whether a registry takes these credentials.
     pub async fn registry_login(&self, given: api::AuthConfig) -> Result<()> {
         let domain = registry_domain(&given.serveraddress);
-        self.store().login(&domain, credentials(Some(&given))?).await?;
+        self.store()
+            .login(&domain, credentials(Some(&given))?)
+            .await?;
         Ok(())
     }
 }
 
 /// The host of a server address: `https://index.docker.io/v1/` and nothing at all are Docker Hub.
 fn registry_domain(address: &str) -> String {
-    let host = address.strip_prefix("https://").or_else(|| address.strip_prefix("http://")).unwrap_or(address);
+    let host = address
+        .strip_prefix("https://")
+        .or_else(|| address.strip_prefix("http://"))
+        .unwrap_or(address);
     match host.split('/').next().unwrap_or_default() {
         "" | "index.docker.io" | "registry-1.docker.io" => "docker.io".to_owned(),
         host => host.to_owned(),
@@ -228,7 +245,9 @@ fn registry_domain(address: &str) -> String {
 
 /// Docker's credentials for the store; empty ones are none.
 fn credentials(auth: Option<&api::AuthConfig>) -> Result<Credentials> {
-    let Some(auth) = auth else { return Ok(Credentials::Anonymous) };
+    let Some(auth) = auth else {
+        return Ok(Credentials::Anonymous);
+    };
     if !auth.registrytoken.is_empty() {
         return Ok(Credentials::RegistryToken(auth.registrytoken.clone()));
     }
@@ -236,20 +255,31 @@ fn credentials(auth: Option<&api::AuthConfig>) -> Result<Credentials> {
         return Ok(Credentials::IdentityToken(auth.identitytoken.clone()));
     }
     let (username, password) = if auth.username.is_empty() && !auth.auth.is_empty() {
-        decode_pair(&auth.auth).ok_or_else(|| Error::invalid("the registry credentials are not base64 of USER:PASSWORD"))?
+        decode_pair(&auth.auth).ok_or_else(|| {
+            Error::invalid("the registry credentials are not base64 of USER:PASSWORD")
+        })?
     } else {
         (auth.username.clone(), auth.password.clone())
     };
-    Ok(if username.is_empty() { Credentials::Anonymous } else { Credentials::Basic { username, password } })
+    Ok(if username.is_empty() {
+        Credentials::Anonymous
+    } else {
+        Credentials::Basic { username, password }
+    })
 }
 
 /// `base64(user:password)`, as in `config.json`.
 fn decode_pair(text: &str) -> Option<(String, String)> {
     use base64::Engine as _;
-    let bytes = base64::engine::general_purpose::STANDARD.decode(text).ok()?;
+    let bytes = base64::engine::general_purpose::STANDARD
+        .decode(text)
+        .ok()?;
     let text = String::from_utf8(bytes).ok()?;
     let (username, password) = text.split_once(':')?;
-    Some((username.to_owned(), password.trim_end_matches('\0').to_owned()))
+    Some((
+        username.to_owned(),
+        password.trim_end_matches('\0').to_owned(),
+    ))
 }
 
 fn write_durably(path: &Path, bytes: &[u8]) -> Result<()> {
@@ -286,13 +316,19 @@ mod tests {
             f(&mut auth);
             credentials(Some(&auth)).expect("readable")
         };
-        let basic = Credentials::Basic { username: "u".into(), password: "p:w".into() };
+        let basic = Credentials::Basic {
+            username: "u".into(),
+            password: "p:w".into(),
+        };
         assert!(auth(|a| a.auth = "dTpwOnc=".into()) == basic);
         assert!(auth(|a| (a.username, a.password) = ("u".into(), "p:w".into())) == basic);
         assert!(auth(|a| a.identitytoken = "t".into()) == Credentials::IdentityToken("t".into()));
         assert!(auth(|_| {}) == Credentials::Anonymous);
         assert!(credentials(None).expect("nothing") == Credentials::Anonymous);
-        let broken = api::AuthConfig { auth: "!".into(), ..Default::default() };
+        let broken = api::AuthConfig {
+            auth: "!".into(),
+            ..Default::default()
+        };
         assert!(credentials(Some(&broken)).is_err());
     }
 }
