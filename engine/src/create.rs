@@ -311,7 +311,8 @@ fn check_networks(
         .into_iter()
         .flatten()
     {
-        if !matches!(name.as_str(), "" | "default" | "bridge" | "none" | "host") {
+        let known = matches!(name.as_str(), "" | "default" | "bridge" | "none" | "host");
+        if !known && *name != host.network_mode {
             return Err(Error::not_found(format!("network {name} not found")));
         }
         let fixed = endpoint
@@ -440,7 +441,7 @@ fn check_host(
             .as_deref()
             .unwrap_or_default(),
     )?;
-    spec::sysctls(host, &namespaces)?;
+    spec::sysctls(host, &namespaces, false)?;
     for mount in mounts::requested(host)? {
         mount.check_source()?;
     }

@@ -290,7 +290,7 @@ fn the_client_starts_the_daemon(t: &Test) {
         t.skip("no caisson binary")
     };
     let script = format!(
-        "mount -t tmpfs none /run && mount -t tmpfs none /var/lib && {0} run --rm {IMAGE} echo started by itself && {0} ps -a && kill $(cat /run/caisson.pid)",
+        "mount -t tmpfs none /run && mount -t tmpfs none /var/lib && {0} run --rm {IMAGE} echo started by itself && {0} ps -a && kill $(cat /run/caisson.pid /run/caisson/caisson.pid 2>/dev/null)",
         ours.display()
     );
     let mut command = Command::new("unshare");

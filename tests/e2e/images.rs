@@ -178,7 +178,7 @@ fn bad_digest_is_refused(t: &Test) {
         t,
         "a changed layer",
         &archive,
-        &["digest", "does not match", "mismatch"],
+        &["digest", "diffid", "does not match", "mismatch"],
     );
 }
 

@@ -154,7 +154,7 @@ fn rm_refuses_what_runs(t: &Test) {
     let id = t.sleeper(&[]);
     t.cli(&["rm", &id])
         .code(1)
-        .complains(&["running container"]);
+        .complains(&["running container", "container is running"]);
     t.cli(&["rm", "-f", &id]).ok().prints(&format!("{id}\n"));
 }
 

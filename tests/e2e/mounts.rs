@@ -260,7 +260,7 @@ cases![
     tmpfs,
     shm_size,
     read_only_root,
-    volumes_from_another_container,
+    volumes_from_another_container.later("volumes come with their own issue"),
     mounts_are_inspectable,
     named_volumes_are_refused_for_now.ours("it has named volumes"),
 ];

@@ -43,7 +43,7 @@ fn debian_interactive_bash(t: &Test) {
     std::thread::sleep(Duration::from_millis(300));
     terminal.send("\x1a");
     terminal.expect("Stopped");
-    terminal.send("jobs; kill %1; exit 5\n");
+    terminal.send("jobs; kill -9 %1; wait; exit 5\n");
     terminal.expect("sleep 100");
     assert_eq!(terminal.exit_code(), 5);
 }

@@ -87,7 +87,11 @@ pub fn kernel_version() -> String {
 
 pub async fn events(State(app): State<App>, params: Params) -> ApiResult {
     let options = EventsOptions {
-        since: params.time("since")?,
+        // 0 is the beginning here, not "not given"
+        since: params.time("since")?.or(params
+            .get("since")
+            .filter(|s| !s.is_empty())
+            .map(|_| chrono::DateTime::UNIX_EPOCH)),
         until: params.time("until")?,
         filters: params.filters()?,
     };

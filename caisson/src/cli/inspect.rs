@@ -111,6 +111,14 @@ pub async fn inspect(session: Rc<Session>, parsed: Parsed, kinds: Kinds) -> Outc
     show(parsed.text("format"), found, errors)
 }
 
+/// Adds what Docker's Go structs always have and its JSON leaves out when it is nil, so that templates can ask for it.
+fn with_optional_fields(mut object: Value) -> Value {
+    if let Some(state) = object.get_mut("State").and_then(Value::as_object_mut) {
+        state.entry("Health").or_insert(Value::Null);
+    }
+    object
+}
+
 /// Prints objects by a format, then fails with the errors.
 pub fn show(format: &str, found: Vec<Value>, mut errors: Vec<String>) -> Outcome {
     if format.is_empty() {
@@ -119,7 +127,7 @@ pub fn show(format: &str, found: Vec<Value>, mut errors: Vec<String>) -> Outcome
         let template =
             Format::parse(format, "").map_err(|e| format!("template parsing error: {e}"))?;
         for value in &found {
-            match template.render(&template.data(value)) {
+            match template.render(&template.data(&with_optional_fields(value.clone()))) {
                 Ok(text) => output::line(text)?,
                 Err(e) => {
                     output::line("")?;

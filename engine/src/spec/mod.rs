@@ -141,7 +141,6 @@ fn all_mounts(plan: &Plan<'_>) -> Vec<oci_spec::runtime::Mount> {
         privileged: plan.host.privileged,
         own_shm: plan.namespaces.ipc == Ipc::Own,
         host_shm: host_ipc,
-        host_mqueue: host_ipc,
         shm_size_bytes,
         cgroup_writable: plan.security.writable_cgroups,
     }
@@ -182,7 +181,7 @@ fn linux(plan: &Plan<'_>) -> Result<Linux> {
     linux.set_seccomp(plan.seccomp.clone());
     linux.set_rootfs_propagation(Some(rootfs_propagation(plan)));
     linux.set_cgroups_path(Some(cgroups_path(plan.cgroup_parent, plan.id)));
-    let sysctls = sysctls(plan.host, plan.namespaces)?;
+    let sysctls = sysctls(plan.host, plan.namespaces, plan.idmap.is_some())?;
     linux.set_sysctl(Some(sysctls).filter(|s| !s.is_empty()));
     let list = |given: &Option<Vec<String>>, default: &[&str]| {
         if plan.host.privileged || plan.security.system_paths_unconfined {
@@ -286,12 +285,11 @@ fn namespaces_of(plan: &Plan<'_>) -> Result<Vec<LinuxNamespace>> {
 pub(crate) fn sysctls(
     host: &api::HostConfig,
     namespaces: &Namespaces,
+    remapped: bool,
 ) -> Result<HashMap<String, String>> {
     let mut all = HashMap::new();
-    if namespaces.network == Choice::Own
-        && !host.privileged
-        && namespaces.user_private != Some(true)
-    {
+    // the group range speaks of ids that a mapped user namespace does not have
+    if namespaces.network == Choice::Own && !host.privileged && !remapped {
         all.insert(
             "net.ipv4.ip_unprivileged_port_start".to_string(),
             "0".to_string(),

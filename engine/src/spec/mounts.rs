@@ -422,8 +422,6 @@ pub(crate) struct Defaults {
     pub own_shm: bool,
     /// The host's (`--ipc host`).
     pub host_shm: bool,
-    /// The host's (`--ipc host`).
-    pub host_mqueue: bool,
     pub shm_size_bytes: u64,
     pub cgroup_writable: bool,
 }
@@ -467,21 +465,13 @@ impl Defaults {
             cgroup.insert(0, "ro".into());
         }
         all.push(at("/sys/fs/cgroup", "cgroup", "cgroup", cgroup));
-        if self.host_mqueue {
-            all.push(at(
-                "/dev/mqueue",
-                "bind",
-                "/dev/mqueue",
-                own(&["rbind", "rprivate", "nosuid", "noexec", "nodev"]),
-            ));
-        } else {
-            all.push(at(
-                "/dev/mqueue",
-                "mqueue",
-                "mqueue",
-                own(&["nosuid", "noexec", "nodev"]),
-            ));
-        }
+        // shows the queues of whichever IPC namespace it is mounted in, the host's as well
+        all.push(at(
+            "/dev/mqueue",
+            "mqueue",
+            "mqueue",
+            own(&["nosuid", "noexec", "nodev"]),
+        ));
         if self.host_shm {
             all.push(at(
                 "/dev/shm",
