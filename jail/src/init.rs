@@ -15,7 +15,6 @@ use oci_spec::runtime::{LinuxDevice, Mount, Process, Spec};
 use rustix::fs::{Mode, OFlags};
 
 use crate::beneath::{RootDir, open_host_path};
-use crate::capabilities;
 use crate::cgroup::{CgroupMount, Entrance, Unified};
 use crate::channel::{Channel, FromChild};
 use crate::error::{Context, Error, Result};
@@ -284,10 +283,6 @@ pub(crate) fn check(spec: &Spec, process: &Process, plan: &Plan) -> Result<()> {
     for mount in mounts_of(spec) {
         mount_options::parse(mount.options().as_deref().unwrap_or_default())?;
     }
-    if let Some(sysctls) = spec.linux().as_ref().and_then(|l| l.sysctl().as_ref()) {
-        sysctl::check(sysctls, plan)?;
-    }
-    let _ = capabilities::plan(process.capabilities().as_ref());
     Ok(())
 }
 

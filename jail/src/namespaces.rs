@@ -191,6 +191,24 @@ pub(crate) fn open_joined(plan: &Plan) -> Result<Vec<Joined>> {
         .collect()
 }
 
+/// Which of the joined namespaces are in truth the caller's own: `--network=host` comes that way too.
+pub(crate) fn shared_with_caller(joined: &[Joined]) -> CloneFlags {
+    let name = |kind| match kind {
+        CloneFlags::CLONE_NEWNET => "net",
+        CloneFlags::CLONE_NEWIPC => "ipc",
+        CloneFlags::CLONE_NEWUTS => "uts",
+        CloneFlags::CLONE_NEWPID => "pid",
+        CloneFlags::CLONE_NEWNS => "mnt",
+        CloneFlags::CLONE_NEWUSER => "user",
+        CloneFlags::CLONE_NEWCGROUP => "cgroup",
+        _ => "time",
+    };
+    joined
+        .iter()
+        .filter(|j| is_ours(j.fd.as_fd(), name(j.kind)))
+        .fold(CloneFlags::empty(), |all, j| all | j.kind)
+}
+
 /// Enters opened namespaces, in order. Joining the one we are in already (user namespaces refuse that) counts as done.
 pub(crate) fn enter(joined: &[Joined]) -> Result<()> {
     for namespace in joined {

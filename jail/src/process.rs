@@ -24,7 +24,7 @@ use crate::hooks::{self, HookKind};
 use crate::init::{self, Job};
 use crate::namespaces::{self, IdMappings, Joined};
 use crate::sys::{self, Cloned};
-use crate::{devices, limits, mounts, seccomp};
+use crate::{devices, limits, mounts, seccomp, sysctl};
 
 /// Where the container's root file system comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -307,6 +307,9 @@ pub fn create(setup: Setup<'_>) -> Result<Init> {
     let (rootfs, bundle) = locate(spec, &setup.root)?;
     let filter = compile_filter(spec)?;
     let joined = namespaces::open_joined(&plan)?;
+    if let Some(sysctls) = spec.linux().as_ref().and_then(|l| l.sysctl().as_ref()) {
+        sysctl::check(sysctls, &plan, namespaces::shared_with_caller(&joined))?;
+    }
     let mappings =
         IdMappings::of_spec(spec).filter(|_| plan.new.contains(CloneFlags::CLONE_NEWUSER));
     let trees = mounts::prepare(

@@ -23,18 +23,25 @@ const IPC: &[&str] = &[
 ];
 
 /// Checks that each parameter belongs to a namespace the container has for itself. Pure.
-pub(crate) fn check(sysctls: &HashMap<String, String>, plan: &Plan) -> Result<()> {
+///
+/// `shared`: joined ones that are the caller's own.
+pub(crate) fn check(
+    sysctls: &HashMap<String, String>,
+    plan: &Plan,
+    shared: CloneFlags,
+) -> Result<()> {
+    let private = |bit| plan.has(bit) && !shared.contains(bit);
     for name in sysctls.keys() {
         let path = file(name);
         if path.split('/').any(|part| matches!(part, "" | "." | "..")) {
             return Err(Error::invalid(format!("sysctl {name:?} is not a name")));
         }
         let (belongs, namespace) = if path.starts_with("net/") {
-            (plan.has(CloneFlags::CLONE_NEWNET), "network")
+            (private(CloneFlags::CLONE_NEWNET), "network")
         } else if IPC.contains(&path.as_str()) || path.starts_with("fs/mqueue/") {
-            (plan.has(CloneFlags::CLONE_NEWIPC), "ipc")
+            (private(CloneFlags::CLONE_NEWIPC), "ipc")
         } else if path == "kernel/domainname" || path == "kernel/hostname" {
-            (plan.has(CloneFlags::CLONE_NEWUTS), "uts")
+            (private(CloneFlags::CLONE_NEWUTS), "uts")
         } else {
             return Err(Error::invalid(format!(
                 "sysctl {name:?} is not in a separate kernel namespace"
@@ -81,7 +88,12 @@ mod tests {
     fn allowed(name: &str, bits: CloneFlags) -> bool {
         let mut plan = crate::namespaces::plan(&[]).expect("plans");
         plan.new = bits;
-        check(&HashMap::from([(name.to_string(), "1".to_string())]), &plan).is_ok()
+        check(
+            &HashMap::from([(name.to_string(), "1".to_string())]),
+            &plan,
+            CloneFlags::empty(),
+        )
+        .is_ok()
     }
 
     #[test]

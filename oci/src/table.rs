@@ -5,7 +5,7 @@
 use std::fs;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use nix::unistd::{Pid, SysconfVar, Uid, User, sysconf};
+use nix::unistd::{Pid, SysconfVar, sysconf};
 
 /// The columns of [`process`].
 pub const PS_HEADER: [&str; 8] = ["UID", "PID", "PPID", "C", "STIME", "TTY", "TIME", "CMD"];
@@ -65,10 +65,7 @@ pub fn process(pid: Pid) -> Option<Vec<String>> {
                 .parse::<u32>()
                 .ok()
         })?;
-    let user = User::from_uid(Uid::from_raw(uid))
-        .ok()
-        .flatten()
-        .map_or_else(|| uid.to_string(), |u| u.name);
+    let user = user_name(uid).unwrap_or_else(|| uid.to_string());
     let mut command = fs::read(format!("/proc/{pid}/cmdline"))
         .map(|bytes| {
             String::from_utf8_lossy(&bytes)
@@ -108,6 +105,17 @@ pub fn process(pid: Pid) -> Option<Vec<String>> {
         ),
         command,
     ])
+}
+
+/// From /etc/passwd alone: this program is linked statically and has no name services.
+fn user_name(uid: u32) -> Option<String> {
+    let passwd = fs::read_to_string("/etc/passwd").ok()?;
+    let uid = uid.to_string();
+    passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)? == uid).then(|| name.to_string())
+    })
 }
 
 fn boot_time() -> Option<SystemTime> {
