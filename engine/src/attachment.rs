@@ -199,7 +199,7 @@ impl Input {
             // A false start: what looked like the keys is input after all.
             let partial = self.matched;
             self.matched = 0;
-            self.held.extend_from_slice(&self.keys[..partial].to_vec());
+            self.held.extend_from_slice(&self.keys[..partial]);
             if byte == self.keys[0] && self.keys.len() > 1 {
                 self.matched = 1;
             } else {
@@ -313,9 +313,8 @@ mod tests {
             typed(&[&[16], b"x", &[16, 16, b'y']]).await,
             (vec![16, b'x', 16, 16, b'y'], false)
         );
-        assert_eq!(
+        assert!(
             typed(&[&[16, 16, 17]]).await.1,
-            true,
             "the second may be the first"
         );
     }

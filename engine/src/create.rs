@@ -18,7 +18,7 @@ use crate::spec::idmap::IdMap;
 use crate::spec::namespaces::{Choice, Ipc, Namespaces};
 use crate::spec::security::Security;
 use crate::spec::{self, capabilities, devices, files, mounts, resources};
-use crate::{Engine, Inner, health, merge, names, signals};
+use crate::{Engine, Inner, health, init_layer, merge, names, signals};
 
 /// CPUs that may be asked for.
 pub(crate) fn cpus_online() -> usize {
@@ -93,7 +93,7 @@ impl Engine {
             } else {
                 image.os.clone()
             },
-            layers: relative(&image, &inner.config.data_root),
+            layers: inner.layers_for(image).await?,
             path,
             args: command,
             config,
@@ -186,15 +186,6 @@ impl Engine {
             removed: false,
         })
     }
-}
-
-/// Layers beneath the data root are recorded relative to it, so that it may be moved.
-fn relative(image: &RunnableImage, data_root: &std::path::Path) -> Vec<PathBuf> {
-    image
-        .layers
-        .iter()
-        .map(|l| l.strip_prefix(data_root).unwrap_or(l).to_path_buf())
-        .collect()
 }
 
 fn make_dir(
@@ -474,6 +465,24 @@ fn check_host(
 }
 
 impl Inner {
+    /// What a container's overlay is stacked on, topmost first. Those beneath the data root are recorded relative to it, so
+    /// that it may be moved.
+    async fn layers_for(&self, image: RunnableImage) -> Result<Vec<PathBuf>> {
+        let root = self.config.data_root.clone();
+        let task = tokio::task::spawn_blocking(move || {
+            let mut layers = image.layers;
+            if let Some(init) = init_layer::for_image(&root, &layers)? {
+                layers.insert(0, init);
+            }
+            Ok(layers
+                .iter()
+                .map(|l| l.strip_prefix(&root).unwrap_or(l).to_path_buf())
+                .collect())
+        });
+        task.await
+            .map_err(|e| Error::internal(format!("looking into the image failed: {e}")))?
+    }
+
     /// The isolation that a container asks for, by `--isolation` and `--runtime`: never weaker than asked.
     pub(crate) fn resolve_isolation(&self, host: &api::HostConfig) -> Result<Isolation> {
         let by_runtime = match host.runtime.as_str() {

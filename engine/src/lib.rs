@@ -26,6 +26,7 @@ mod exec;
 mod health;
 mod image_source;
 mod images;
+mod init_layer;
 mod inspect;
 mod lifecycle;
 mod list;

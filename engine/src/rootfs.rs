@@ -1,25 +1,40 @@
-//! Reading single files of a container's root file system without mounting it: the topmost layer that has it wins.
+//! Looking at single paths of a container's root file system without mounting it: what overlayfs would show.
 //!
-//! Only ever beneath a layer's own directory, never through a symbolic link: what needs one is treated as absent.
+//! Only ever beneath a layer's own directory, never through a symbolic link: what needs one is `Other` to us.
 //!
 //! Must not know: what the files say.
 
 use std::fs::File;
-use std::io::Read as _;
-use std::os::fd::OwnedFd;
+use std::io::{self, Read as _};
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat};
+use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 use crate::spec::accounts::Accounts;
 
 const LARGEST_BYTES: u64 = 4 << 20;
 
+/// What is at a path.
+pub(crate) enum Seen {
+    /// Nothing.
+    Missing,
+    /// A directory; the attributes that show are those of the topmost layer.
+    Directory(Stat),
+    /// A regular file, opened `O_PATH`.
+    File(OwnedFd),
+    /// A link, a device, …
+    Other,
+}
+
 /// The passwd and group files. Blocks.
 pub(crate) fn accounts(upper: &Path, lower: &[PathBuf]) -> Result<Accounts> {
+    let stack = open_layers(std::iter::once(upper).chain(lower.iter().map(PathBuf::as_path)))
+        .map_err(|e| Error::io("cannot open the container's layers", &e))?;
     let read = |name: &str| {
-        read_etc(upper, lower, name)
+        read_file(&stack, &["etc", name])
             .map_err(|e| Error::io(format!("cannot read /etc/{name} of the container"), &e))
     };
     Ok(Accounts {
@@ -28,81 +43,86 @@ pub(crate) fn accounts(upper: &Path, lower: &[PathBuf]) -> Result<Accounts> {
     })
 }
 
-enum Found {
-    Text(String),
-    /// Deleted here, or hidden: lower layers do not count.
-    Hidden,
-    NotHere,
-}
-
-fn read_etc(upper: &Path, lower: &[PathBuf], name: &str) -> std::io::Result<String> {
-    for layer in std::iter::once(upper).chain(lower.iter().map(PathBuf::as_path)) {
-        match look(layer, name)? {
-            Found::Text(text) => return Ok(text),
-            Found::Hidden => return Ok(String::new()),
-            Found::NotHere => {}
+/// The layers' directories, topmost first; one that is not there is left out.
+pub(crate) fn open_layers<'a>(layers: impl Iterator<Item = &'a Path>) -> io::Result<Vec<OwnedFd>> {
+    let mut open = Vec::new();
+    for layer in layers {
+        match rustix::fs::open(
+            layer,
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        ) {
+            Ok(fd) => open.push(fd),
+            Err(Errno::NOENT) => {}
+            Err(e) => return Err(e.into()),
         }
     }
-    Ok(String::new())
+    Ok(open)
 }
 
-fn look(layer: &Path, name: &str) -> std::io::Result<Found> {
-    let beneath = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    let root = match rustix::fs::open(
-        layer,
-        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    ) {
-        Ok(root) => root,
-        Err(rustix::io::Errno::NOENT) => return Ok(Found::NotHere),
-        Err(e) => return Err(e.into()),
+fn read_file(stack: &[OwnedFd], path: &[&str]) -> io::Result<String> {
+    let Seen::File(fd) = look(stack, path)? else {
+        return Ok(String::new());
     };
-    let open = |at: &OwnedFd, path: &str, flags: OFlags| {
-        rustix::fs::openat2(at, path, flags | OFlags::CLOEXEC, Mode::empty(), beneath)
-    };
-    let etc = match open(&root, "etc", OFlags::PATH | OFlags::NOFOLLOW) {
-        Ok(etc) => etc,
-        Err(rustix::io::Errno::NOENT) => return Ok(Found::NotHere),
-        Err(rustix::io::Errno::LOOP) => return Ok(Found::Hidden),
-        Err(e) => return Err(e.into()),
-    };
-    let kind = FileType::from_raw_mode(rustix::fs::fstat(&etc)?.st_mode);
-    if kind != FileType::Directory {
-        return Ok(Found::Hidden);
-    }
-    match open(
-        &etc,
-        name,
-        OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY,
-    ) {
-        Ok(file) => {
-            let stat = rustix::fs::fstat(&file)?;
-            if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-                return Ok(Found::Hidden);
+    // The fd is a regular file's, so opening it again by its number cannot block or lead elsewhere.
+    let file = File::open(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
+    let mut bytes = Vec::new();
+    file.take(LARGEST_BYTES).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// What overlayfs over these layers would show at a path, given by its components.
+pub(crate) fn look(stack: &[OwnedFd], path: &[&str]) -> io::Result<Seen> {
+    let mut dirs: Vec<OwnedFd> = Vec::new();
+    for (depth, name) in path.iter().enumerate() {
+        let above: &[OwnedFd] = if depth == 0 { stack } else { &dirs };
+        let mut found = Vec::new();
+        for dir in above {
+            let Some(fd) = open_in(dir, name)? else {
+                continue;
+            };
+            let stat = rustix::fs::fstat(&fd)?;
+            match FileType::from_raw_mode(stat.st_mode) {
+                FileType::Directory => {
+                    let opaque = is_opaque(&fd);
+                    found.push(fd);
+                    if opaque {
+                        break;
+                    }
+                }
+                // A whiteout, or a file hidden below a directory.
+                FileType::CharacterDevice if stat.st_rdev == 0 => break,
+                _ if !found.is_empty() => break,
+                FileType::RegularFile if depth + 1 == path.len() => return Ok(Seen::File(fd)),
+                _ => return Ok(Seen::Other),
             }
-            let mut bytes = Vec::new();
-            File::from(file)
-                .take(LARGEST_BYTES)
-                .read_to_end(&mut bytes)?;
-            Ok(Found::Text(String::from_utf8_lossy(&bytes).into_owned()))
         }
-        // A link, a whiteout (device 0:0 cannot be opened) or another odd thing.
-        Err(rustix::io::Errno::LOOP | rustix::io::Errno::NXIO | rustix::io::Errno::NODEV) => {
-            Ok(Found::Hidden)
+        if found.is_empty() {
+            return Ok(Seen::Missing);
         }
-        Err(rustix::io::Errno::NOENT) => {
-            let mut value = [0u8; 8];
-            let opaque =
-                rustix::fs::getxattr(layer.join("etc"), "trusted.overlay.opaque", &mut value)
-                    .is_ok_and(|n| n == 1 && value[0] == b'y');
-            Ok(if opaque {
-                Found::Hidden
-            } else {
-                Found::NotHere
-            })
-        }
+        dirs = found;
+    }
+    match dirs.first() {
+        Some(top) => Ok(Seen::Directory(rustix::fs::fstat(top)?)),
+        None => Ok(Seen::Missing),
+    }
+}
+
+fn open_in(dir: &OwnedFd, name: &str) -> io::Result<Option<OwnedFd>> {
+    let beneath = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match rustix::fs::openat2(dir, name, flags, Mode::empty(), beneath) {
+        Ok(fd) => Ok(Some(fd)),
+        Err(Errno::NOENT) => Ok(None),
         Err(e) => Err(e.into()),
     }
+}
+
+fn is_opaque(dir: &OwnedFd) -> bool {
+    let mut value = [0u8; 8];
+    let path = format!("/proc/self/fd/{}", dir.as_raw_fd());
+    rustix::fs::getxattr(path, "trusted.overlay.opaque", &mut value)
+        .is_ok_and(|n| n == 1 && value[0] == b'y')
 }
 
 #[cfg(test)]
@@ -143,5 +163,26 @@ mod tests {
                 .passwd,
             ""
         );
+    }
+
+    #[test]
+    fn a_whiteout_hides_what_is_below() {
+        let dir = tempfile::tempdir().unwrap();
+        let (upper, low) = (dir.path().join("upper"), dir.path().join("low"));
+        std::fs::create_dir_all(upper.join("etc")).unwrap();
+        std::fs::create_dir_all(low.join("etc")).unwrap();
+        std::fs::write(low.join("etc/passwd"), "low").unwrap();
+        let made = rustix::fs::mknodat(
+            rustix::fs::CWD,
+            upper.join("etc/passwd"),
+            FileType::CharacterDevice,
+            Mode::empty(),
+            rustix::fs::makedev(0, 0),
+        );
+        if made.is_err() {
+            eprintln!("skipped: device nodes cannot be made here");
+            return;
+        }
+        assert_eq!(accounts(&upper, &[low]).unwrap().passwd, "");
     }
 }

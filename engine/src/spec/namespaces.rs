@@ -121,13 +121,6 @@ impl Namespaces {
                 Choice::Own | Choice::Host => None,
             })
     }
-
-    /// Shares something with the host that a remapped user would have no right to.
-    pub(crate) fn shares_with_host(&self) -> bool {
-        self.network == Choice::Host
-            || self.pid == Choice::Host
-            || self.ipc == Ipc::Shared(Choice::Host)
-    }
 }
 
 #[cfg(test)]
@@ -152,7 +145,6 @@ mod tests {
             (Choice::Host, Ipc::NoShm, true, Some(true))
         );
         assert_eq!(n.joined().collect::<Vec<_>>(), ["web"]);
-        assert!(n.shares_with_host());
     }
 
     #[test]
