@@ -12,7 +12,7 @@ use caisson_engine::runtime::PathStat;
 use http::{HeaderValue, StatusCode};
 
 use super::App;
-use super::body::{download, json, upload};
+use super::body::{decompressed, download, json, upload};
 use super::error::{ApiError, ApiResult};
 use super::params::Params;
 
@@ -78,10 +78,15 @@ pub async fn write(
         copy_uid_gid: params.flag("copyUIDGID"),
     };
     let path = path(&params)?;
-    let tar = super::body::decompressed(upload(request.into_body()));
-    app.engine
-        .path_write(&id, FsPath::new(&path), tar, options)
-        .await?;
+    let (reader, leftover) = upload(request.into_body());
+    if let Err(error) = app
+        .engine
+        .path_write(&id, FsPath::new(&path), decompressed(reader), options)
+        .await
+    {
+        leftover.drain().await;
+        return Err(error.into());
+    }
     Ok(StatusCode::OK.into_response())
 }
 

@@ -3,6 +3,8 @@
 use std::convert::Infallible;
 use std::io::{BufRead, Write};
 use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{FromRequest, Request};
@@ -13,7 +15,8 @@ use http::{StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::io::{AsyncBufReadExt, AsyncRead};
+use tokio::io::{AsyncBufReadExt, AsyncRead, ReadBuf};
+use tokio::sync::oneshot;
 use tokio_util::io::{ReaderStream, StreamReader, SyncIoBridge};
 
 use super::error::ApiError;
@@ -85,10 +88,73 @@ pub fn download(reader: impl AsyncRead + Send + 'static, content_type: &'static 
     ([(header::CONTENT_TYPE, content_type)], body).into_response()
 }
 
-/// An upload as a reader.
-pub fn upload(body: Body) -> impl AsyncRead + Send + Unpin + 'static {
-    let chunks = TryStreamExt::map_err(body.into_data_stream(), std::io::Error::other);
-    StreamReader::new(Box::pin(chunks))
+type Chunks = Pin<Box<dyn Stream<Item = std::io::Result<Bytes>> + Send>>;
+
+/// An upload as a reader, and what is to be done with the rest of it when reading ends early.
+pub fn upload(body: Body) -> (Upload, Leftover) {
+    let chunks: Chunks = Box::pin(TryStreamExt::map_err(
+        body.into_data_stream(),
+        std::io::Error::other,
+    ));
+    let (give_back, returned) = oneshot::channel();
+    (
+        Upload {
+            chunks: Some(StreamReader::new(chunks)),
+            give_back: Some(give_back),
+        },
+        Leftover(returned),
+    )
+}
+
+/// Reads an upload.
+pub struct Upload {
+    chunks: Option<StreamReader<Chunks, Bytes>>,
+    give_back: Option<oneshot::Sender<Chunks>>,
+}
+
+impl AsyncRead for Upload {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        match &mut self.chunks {
+            Some(chunks) => Pin::new(chunks).poll_read(context, buffer),
+            None => Poll::Ready(Ok(())),
+        }
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        if let (Some(chunks), Some(give_back)) = (self.chunks.take(), self.give_back.take()) {
+            // Nobody waits for it when everything went well.
+            let _ = give_back.send(chunks.into_inner());
+        }
+    }
+}
+
+/// The part of an upload that nobody read.
+pub struct Leftover(oneshot::Receiver<Chunks>);
+
+impl Leftover {
+    /// Reads a little on before an error is answered: clients that are still writing would report a broken connection
+    /// instead of the answer.
+    pub async fn drain(self) {
+        const BYTES: usize = 1 << 20;
+        let reading = async {
+            let Ok(mut chunks) = self.0.await else { return };
+            let mut seen = 0;
+            while let Some(Ok(chunk)) = chunks.next().await {
+                seen += chunk.len();
+                if seen > BYTES {
+                    return;
+                }
+            }
+        };
+        // A client that stops writing is not waited for.
+        let _ = tokio::time::timeout(Duration::from_secs(1), reading).await;
+    }
 }
 
 /// A tar stream that a client may have compressed: gzip and zstd are recognised by their first bytes and unpacked.
@@ -155,4 +221,51 @@ impl Compression {
 /// 204.
 pub fn nothing() -> Response {
     StatusCode::NO_CONTENT.into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncReadExt;
+
+    fn body(chunks: usize) -> Body {
+        Body::from_stream(futures_util::stream::iter(
+            (0..chunks).map(|_| Ok::<_, Infallible>(Bytes::from_static(&[7; 1000]))),
+        ))
+    }
+
+    #[tokio::test]
+    async fn uploads_are_unpacked_by_their_first_bytes() {
+        use std::io::Write;
+        let text = b"some tar".repeat(1000);
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gzip.write_all(&text).expect("a Vec takes everything");
+        let gzip = gzip.finish().expect("a Vec takes everything");
+        let zstd = zstd::encode_all(&text[..], 1).expect("a Vec takes everything");
+        for sent in [text.clone(), gzip, zstd] {
+            let mut got = Vec::new();
+            let (reader, _) = upload(Body::from(sent));
+            decompressed(reader)
+                .read_to_end(&mut got)
+                .await
+                .expect("readable");
+            assert_eq!(got, text);
+        }
+    }
+
+    #[tokio::test]
+    async fn the_rest_of_an_upload_is_read_before_an_error_is_told() {
+        let (mut reader, leftover) = upload(body(10));
+        reader.read_u8().await.expect("readable");
+        drop(reader);
+        // Ends by itself, long before its patience does.
+        tokio::time::timeout(Duration::from_millis(500), leftover.drain())
+            .await
+            .expect("drained");
+        let (reader, leftover) = upload(body(1_000_000));
+        drop(reader);
+        tokio::time::timeout(Duration::from_millis(500), leftover.drain())
+            .await
+            .expect("not all of it");
+    }
 }

@@ -11,7 +11,7 @@ use caisson_engine::{Feed, ImageImportOptions, ImageListOptions, ImagePullOption
 use http::{HeaderMap, StatusCode};
 
 use super::App;
-use super::body::{Json, decompressed, download, json, json_lines, upload};
+use super::body::{Json, Leftover, decompressed, download, json, json_lines, upload};
 use super::containers::changes;
 use super::error::{ApiError, ApiResult};
 use super::params::Params;
@@ -108,18 +108,34 @@ pub async fn create(State(app): State<App>, params: Params, request: Request) ->
         changes: changes(&params),
         platform: params.get("platform").map(str::to_owned),
     };
-    Ok(progress(
-        app.engine
-            .image_import(decompressed(upload(body)), options)
-            .await?,
-    ))
+    let (reader, leftover) = upload(body);
+    told(
+        app.engine.image_import(decompressed(reader), options).await,
+        leftover,
+    )
+    .await
+}
+
+/// The progress of an upload that began well, or the error, which an upload under way must not cover.
+async fn told(begun: caisson_engine::Result<Feed<JsonMessage>>, leftover: Leftover) -> ApiResult {
+    match begun {
+        Ok(feed) => Ok(progress(feed)),
+        Err(error) => {
+            leftover.drain().await;
+            Err(error.into())
+        }
+    }
 }
 
 pub async fn load(State(app): State<App>, params: Params, request: Request) -> ApiResult {
-    let reader = Box::pin(upload(request.into_body()));
-    Ok(progress(
-        app.engine.image_load(reader, params.flag("quiet")).await?,
-    ))
+    let (reader, leftover) = upload(request.into_body());
+    told(
+        app.engine
+            .image_load(Box::pin(reader), params.flag("quiet"))
+            .await,
+        leftover,
+    )
+    .await
 }
 
 /// Several images in one archive.

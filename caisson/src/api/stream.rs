@@ -123,7 +123,7 @@ pub fn connect(
             if let Some(input) = attachment.input {
                 tokio::spawn(async move {
                     // Its end, good or bad, is the end of standard input.
-                    let _ = feed(upload(body), input).await;
+                    let _ = feed(upload(body).0, input).await;
                 });
             }
             answer(attachment.output, framing, version)
