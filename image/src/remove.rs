@@ -121,6 +121,11 @@ impl Store {
         self.0.perform(&plan)
     }
 
+    /// Whether images are hidden, so that [`Store::collect_garbage`] may have something to do. Memory only.
+    pub fn has_hidden(&self) -> bool {
+        !self.0.index().hidden.is_empty()
+    }
+
     /// Forgets hidden images no container uses any more, and everything no image needs. Call it after the daemon started
     /// and after a container was removed.
     ///

@@ -126,12 +126,17 @@ fn serve_until_told(settings: Settings) -> anyhow::Result<()> {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut hangup = signal(SignalKind::hangup())?;
         let engine = open_engine(&settings).await?;
+        let tended = engine.clone();
+        tokio::spawn(async move { tended.tend_images().await });
         let id = identity::engine_id(&settings.data_root)?;
         let service = api::service(engine.clone(), &settings, &id);
         let tasks: Vec<_> = std::mem::take(&mut listeners.sockets)
             .into_iter()
             .map(|socket| tokio::spawn(server::serve(socket, tls.clone(), service.clone())))
             .collect();
+        if !settings.registry_mirrors.is_empty() {
+            tracing::warn!("registry mirrors are not asked by this version: images come from their own registries");
+        }
         if settings.insecure_tcp && settings.hosts.iter().any(|h| matches!(h, settings::Host::Tcp(_))) {
             tracing::warn!("listening on TCP without client certificates: whoever reaches this socket is root on this host");
         }

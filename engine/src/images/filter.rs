@@ -70,11 +70,6 @@ impl ImageFilter {
         Ok(filter)
     }
 
-    /// Whether `dangling` was asked for, and how.
-    pub fn dangling(&self) -> Option<bool> {
-        self.dangling
-    }
-
     /// Whether a row stays; its tags are narrowed to those that match `reference`.
     pub fn admits(&self, row: &mut ImageSummary) -> bool {
         let tags = row.repo_tags.as_deref().unwrap_or_default();

@@ -16,6 +16,7 @@ use std::path::PathBuf;
 
 use caisson_api as api;
 use caisson_image::{Image, InUse, Reference, Removed, Store};
+use futures_util::StreamExt as _;
 
 use crate::{Config, Engine, Error, ErrorKind, Result};
 use filter::ImageFilter;
@@ -233,10 +234,36 @@ impl Engine {
             .collect()
     }
 
-    /// Forgets images that were removed under containers which are gone now. For after start and after `rm`.
-    pub async fn collect_image_garbage(&self) -> Result<()> {
-        self.store().collect_garbage(self.images_in_use()).await?;
-        Ok(())
+    /// Clears what a crash or a removal under a container left, now and whenever a container is removed. Runs for ever.
+    pub async fn tend_images(&self) {
+        let filters = api::Filters(BTreeMap::from([
+            ("type".to_owned(), vec!["container".to_owned()]),
+            ("event".to_owned(), vec!["destroy".to_owned()]),
+        ]));
+        let options = crate::EventsOptions {
+            filters,
+            ..Default::default()
+        };
+        let mut removals = match self.events(options).await {
+            Ok(feed) => feed,
+            Err(error) => {
+                return tracing::error!(%error, "images of removed containers are only cleared at the next start");
+            }
+        };
+        loop {
+            if let Err(error) = self.store().collect_garbage(self.images_in_use()).await {
+                tracing::warn!(%error, "cannot clear unused layers");
+            }
+            // Most removals leave nothing to do: an image is only hidden by `rmi -f` under a container.
+            loop {
+                if removals.next().await.is_none() {
+                    return;
+                }
+                if self.store().has_hidden() {
+                    break;
+                }
+            }
+        }
     }
 
     /// `POST /images/prune`.
