@@ -117,6 +117,8 @@ impl Inner {
         let to = self.blob_path(digest);
         let mut fresh = self.fresh();
         std::fs::rename(from, &to).context("move into place", &to)?;
+        // An interrupted download of the same bytes has become needless.
+        let _ = std::fs::remove_file(self.partial_path(digest));
         fresh.blobs.insert(digest.clone(), size);
         lease.add_blob(&mut fresh, digest);
         Ok(())

@@ -344,9 +344,7 @@ mod tests {
             r#"{"schemaVersion":2}"#.into(),
             "[]".into(),
             "".into(),
-            format!(
-                r#"{{"schemaVersion":2,"config":{{"mediaType":"x","digest":"sha256:../..","size":1}},"layers":[]}}"#
-            ),
+            r#"{"schemaVersion":2,"config":{"mediaType":"x","digest":"sha256:../..","size":1},"layers":[]}"#.to_string(),
         ] {
             assert!(
                 matches!(parse(bad.as_bytes()), Err(Error::InvalidImage(_))),

@@ -32,6 +32,9 @@ use crate::error::{Context, Error, Result};
 use crate::images::{Image, ImageBody};
 use crate::manifest::Platform;
 
+/// How long an interrupted download waits to be resumed.
+const PARTIAL_KEPT_FOR: std::time::Duration = std::time::Duration::from_secs(7 * 24 * 3600);
+
 /// How much an image may use. Beyond, loading and pulling fail.
 #[derive(Clone, Debug)]
 pub struct Limits {
@@ -384,11 +387,14 @@ impl Inner {
             }
         }
         for name in names(&self.root.join("ingest"))? {
+            let path = self.root.join("ingest").join(&name);
             let partial = name
                 .strip_suffix(".partial")
                 .is_some_and(crate::digest::is_sha256_hex);
-            if !partial {
-                self.remove_tree(&self.root.join("ingest").join(name))?;
+            let age = std::fs::metadata(&path).and_then(|m| m.modified()).ok();
+            let age = age.and_then(|at| at.elapsed().ok());
+            if !partial || age.is_some_and(|age| age > PARTIAL_KEPT_FOR) {
+                self.remove_tree(&path)?;
             }
         }
         let known: HashSet<&str> = rows

@@ -47,8 +47,8 @@ async fn save(store: &Store, names: &[&str]) -> Vec<u8> {
         .write(out.clone())
         .await
         .unwrap();
-    let bytes = out.0.lock().unwrap().clone();
-    bytes
+
+    out.0.lock().unwrap().clone()
 }
 
 #[tokio::test]

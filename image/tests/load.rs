@@ -1,6 +1,6 @@
 //! Loading archives of every kind, and refusing those that lie.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::cloned_ref_to_slice_refs)]
 
 mod fixture;
 
@@ -350,6 +350,13 @@ async fn what_a_crash_left_is_cleared_at_opening() {
     std::fs::create_dir_all(dir.path().join("ingest/tmp-1/sub")).unwrap();
     std::fs::create_dir_all(dir.path().join("layers").join(&hex[..32])).unwrap();
     std::fs::write(dir.path().join("blobs/sha256").join(&hex), "half a blob").unwrap();
+    let old = dir
+        .path()
+        .join("ingest")
+        .join(format!("{}.partial", "cd".repeat(32)));
+    let file = std::fs::File::create(&old).unwrap();
+    file.set_modified(std::time::SystemTime::UNIX_EPOCH)
+        .unwrap();
     let store = Store::open(dir.path(), Options::default()).unwrap();
     assert_eq!(
         leftovers(&store),

@@ -32,8 +32,10 @@ enum Fault {
     Long,
     /// Nothing comes for a while.
     Stall(Duration),
-    /// The connection ends and the next answer's range is wrong.
+    /// The range answered with is not the one asked for.
     WrongRange,
+    /// So many bytes at a time, with pauses.
+    Slow(usize, Duration),
 }
 
 struct Fake {
@@ -179,6 +181,7 @@ async fn blob(
         .unwrap_or(0);
     let mut claimed = start;
     let mut cut = None;
+    let mut slow = None;
     match fault {
         Fault::None => {}
         Fault::Status(code) => {
@@ -195,6 +198,7 @@ async fn blob(
         Fault::Long => body.extend_from_slice(b"more"),
         Fault::Stall(time) => tokio::time::sleep(time).await,
         Fault::WrongRange => claimed += 1,
+        Fault::Slow(bytes, pause) => slow = Some((bytes, pause)),
     }
     let status = if claimed > 0 {
         format!(
@@ -210,6 +214,14 @@ async fn blob(
         body.len()
     );
     stream.write_all(head.as_bytes()).await.ok()?;
+    if let Some((bytes, pause)) = slow {
+        for chunk in body.chunks(bytes) {
+            stream.write_all(chunk).await.ok()?;
+            stream.flush().await.ok()?;
+            tokio::time::sleep(pause).await;
+        }
+        return Some(());
+    }
     match cut {
         Some(after) => {
             stream
@@ -491,4 +503,67 @@ async fn a_layer_that_is_not_what_the_configuration_says_is_not_used() {
     assert!(matches!(error, Error::DiffIdMismatch { .. }), "{error}");
     assert!(store.list().is_empty());
     assert_eq!(count(&store.root().join("layers")), 0);
+}
+
+const STORE: &str = "CAISSON_TEST_PULL_STORE";
+const NAME: &str = "CAISSON_TEST_PULL_NAME";
+
+/// The part of the test below that gets killed; by itself it does nothing.
+#[tokio::test]
+async fn child_that_pulls() {
+    let (Ok(root), Ok(name)) = (std::env::var(STORE), std::env::var(NAME)) else {
+        return;
+    };
+    let store = Store::open(root, Options::default()).unwrap();
+    store
+        .pull(
+            &name.parse().unwrap(),
+            None,
+            Credentials::Anonymous,
+            silent(),
+        )
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn killed_while_pulling_the_next_pull_resumes() {
+    let s = scene(vec![Fault::Slow(8192, Duration::from_millis(20))]).await;
+    let mut resumed = false;
+    for step in 0..6_u32 {
+        let dir = tempfile::tempdir().unwrap();
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "child_that_pulls"])
+            .env(STORE, dir.path().join("image"))
+            .env(NAME, s.fake.name().to_string())
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        // Let it get somewhere: to the layer's first bytes, and then some.
+        let partial = dir
+            .path()
+            .join("image/ingest")
+            .join(format!("{}.partial", s.layer.hex()));
+        for _ in 0..2000 {
+            if std::fs::metadata(&partial).is_ok_and(|m| m.len() > 0) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(60) * step).await;
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let store = impatient(dir.path());
+        let before = s.ranges().len();
+        store
+            .pull(&s.fake.name(), None, Credentials::Anonymous, silent())
+            .await
+            .unwrap();
+        resumed |= s.ranges()[before..].iter().any(|range| range.is_some());
+        let image = store.resolve(&s.fake.name().familiar()).unwrap();
+        assert!(store.layer_dirs(&image)[0].join("f").exists());
+        assert!(leftovers(&store).is_empty(), "{:?}", leftovers(&store));
+    }
+    assert!(resumed, "no pull went on where the killed one stopped");
 }
