@@ -213,9 +213,12 @@ fn mount_one(
             return attach(tree, target.as_fd(), &destination, &options).map(drop);
         }
         "tmpfs" => {
+            let covers = place.root.open(&destination, OFlags::PATH).is_ok();
             let target = place.root.mount_point(&destination, Want::Directory)?;
             refuse_inside_proc(target.as_fd(), &destination)?;
-            inherit_mode(&mut options, target.as_fd());
+            if covers {
+                inherit_mode(&mut options, target.as_fd());
+            }
             if let Some(label) = place.label.filter(|l| !l.is_empty()) {
                 options.data.push(("context".into(), Some(label.into())));
             }
@@ -283,7 +286,8 @@ fn kernel_mount_point(root: &RootDir, destination: &Path) -> Result<OwnedFd> {
     }
 }
 
-/// Unless the spec says so, a tmpfs has the permissions of the directory it covers.
+/// Unless the spec says so, a tmpfs has the permissions of the directory it covers. (One that covers nothing keeps the
+/// kernel's 1777: whoever the container runs as can use it.)
 fn inherit_mode(options: &mut MountOptions, target: BorrowedFd<'_>) {
     if options.data.iter().any(|(key, _)| key == "mode") {
         return;

@@ -67,6 +67,8 @@ impl Accounts {
         for extra in group_add {
             groups.push(self.group_id(extra)?);
         }
+        // Docker lists the own group among the further ones, so that nobody can drop out of it to evade a denial.
+        groups.push(gid);
         groups.sort_unstable();
         groups.dedup();
         let home = if home.is_empty() { "/".into() } else { home };
@@ -173,20 +175,26 @@ mod tests {
                 .map(|i| (i.uid, i.gid, i.groups, i.home))
         };
         assert_eq!(id("").unwrap(), (0, 0, vec![0, 4], "/root".into()));
-        assert_eq!(id("www").unwrap(), (33, 34, vec![4, 26], "/srv/www".into()));
-        assert_eq!(id("33").unwrap(), (33, 34, vec![4, 26], "/srv/www".into()));
+        assert_eq!(
+            id("www").unwrap(),
+            (33, 34, vec![4, 26, 34], "/srv/www".into())
+        );
+        assert_eq!(
+            id("33").unwrap(),
+            (33, 34, vec![4, 26, 34], "/srv/www".into())
+        );
         assert_eq!(
             id("www:staff").unwrap(),
-            (33, 50, vec![], "/srv/www".into())
+            (33, 50, vec![50], "/srv/www".into())
         );
-        assert_eq!(id("12345").unwrap(), (12345, 0, vec![], "/".into()));
-        assert_eq!(id("12345:77").unwrap(), (12345, 77, vec![], "/".into()));
-        assert_eq!(id(":50").unwrap(), (0, 50, vec![], "/root".into()));
+        assert_eq!(id("12345").unwrap(), (12345, 0, vec![0], "/".into()));
+        assert_eq!(id("12345:77").unwrap(), (12345, 77, vec![77], "/".into()));
+        assert_eq!(id(":50").unwrap(), (0, 50, vec![50], "/root".into()));
         assert_eq!(
             a.resolve("www", &["staff".into(), "26".into()])
                 .unwrap()
                 .groups,
-            [4, 26, 50]
+            [4, 26, 34, 50]
         );
     }
 
