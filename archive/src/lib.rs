@@ -30,7 +30,7 @@ pub use beneath::{create_dir_all, open_beneath};
 pub use error::{Error, ErrorKind, Result};
 pub use pack::{PackOptions, Packed, pack};
 pub use remove::remove_all;
-pub use stat::{FileKind, PathStat, resolve, stat};
+pub use stat::{FileKind, PathStat, resolve, shown_name, stat};
 pub use stream::{Entry, EntryKind, Stream};
 pub use unpack::{Ownership, UnpackOptions, Unpacked, unpack};
 pub use whiteout::{

@@ -56,6 +56,16 @@ pub struct PathStat {
     pub link_target: Option<PathBuf>,
 }
 
+/// What a path's target is called: its last component; `.` for `dir/.`, which asks for what is in it; `/` for the root.
+pub fn shown_name(path: &Path) -> OsString {
+    let bytes = path.as_os_str().as_bytes();
+    if bytes.ends_with(b"/.") || bytes == b"." {
+        return OsString::from(".");
+    }
+    path.file_name()
+        .map_or_else(|| OsString::from("/"), OsString::from)
+}
+
 /// A path taken apart: where its last component lives, the component (`None`: the root itself or a path that must be
 /// followed to a directory) and whether the path asks for a directory.
 pub(crate) fn split(path: &Path) -> (PathBuf, Option<OsString>, bool) {
@@ -94,9 +104,7 @@ pub fn stat(root: BorrowedFd<'_>, path: &Path) -> Result<PathStat> {
         _ => None,
     };
     Ok(PathStat {
-        name: path
-            .file_name()
-            .map_or_else(|| OsString::from("/"), OsString::from),
+        name: shown_name(path),
         kind,
         mode: st.st_mode & 0o7777,
         size_bytes: u64::try_from(st.st_size).unwrap_or(0),

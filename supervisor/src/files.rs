@@ -223,7 +223,7 @@ fn read(root: &TreeRoot, request: &PathRequest, out: &mut ChunkWriter<'_>) -> Re
     let path = &request.path;
     let (name, options) = match request.view {
         View::Processes => (
-            path.file_name().map_or("/".into(), PathBuf::from),
+            PathBuf::from(caisson_archive::shown_name(path)),
             PackOptions::copy(),
         ),
         // `docker export`: names relative to the root, nothing of what is mounted in it.

@@ -78,7 +78,11 @@ fn program() -> clap::Command {
     }
     for command in all() {
         for path in command.paths.iter().filter(|p| !p.contains(' ')) {
-            root = root.subcommand(as_clap(command, path));
+            // The daemon describes its own options.
+            root = root.subcommand(match *path {
+                "daemon" => crate::daemon::command().name("daemon").about(command.about),
+                name => as_clap(command, name),
+            });
         }
     }
     root

@@ -131,6 +131,9 @@ fn oci(parsed: &Parsed) -> Outcome {
 fn help(parsed: &Parsed) -> Outcome {
     output::print(match super::command::find(&parsed.operands) {
         _ if parsed.operands.is_empty() => super::program_help(),
+        super::command::Found::Command(_, path, _) if path == "daemon" => {
+            crate::daemon::command().render_help().to_string()
+        }
         super::command::Found::Command(command, path, _) => {
             usage::command_help(command, &path, super::terminal::width())
         }

@@ -226,31 +226,15 @@ async fn remove(session: Rc<Session>, parsed: Parsed) -> Outcome {
             }
             match client.delete(target).await {
                 // With --force what is gone already is told, but is no failure.
-                Err(e) if force && e.is_not_found() => {
-                    output::complain(e.to_string());
-                    Err(Failure::silent(0))
-                }
+                Err(e) if force && e.is_not_found() => Err(Failure {
+                    message: e.to_string(),
+                    code: 0,
+                }),
                 other => Ok(other.map(|_| ())?),
             }
         }
     })
     .await
-    .or_else(|f| {
-        if f.message.trim().is_empty() {
-            Ok(0)
-        } else {
-            Err(f)
-        }
-    })
-    .map_err(|f| {
-        Failure::new(
-            f.message
-                .lines()
-                .filter(|l| !l.is_empty())
-                .collect::<Vec<_>>()
-                .join("\n"),
-        )
-    })
 }
 
 async fn wait(session: Rc<Session>, parsed: Parsed) -> Outcome {

@@ -51,6 +51,8 @@ where
     while let Some((name, result)) = results.next().await {
         match result {
             Ok(()) => output::line(name)?,
+            // Told, but no reason to fail: what `rm --force` did not find.
+            Err(failure) if failure.code == 0 => output::complain(failure.message),
             Err(failure) => errors.push(failure.message),
         }
     }
