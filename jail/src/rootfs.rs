@@ -63,6 +63,7 @@ pub(crate) fn make_read_only(root: &RootDir) -> Result<()> {
 
 /// Leaves the host's tree behind.
 pub(crate) fn enter(root: &RootDir, rootfs: &Path, no_pivot: bool) -> Result<()> {
+    let old_root = open_host_path(Path::new("/")).step("open the old root")?;
     nix::unistd::fchdir(root.fd()).step_at("enter rootfs", rootfs)?;
     if no_pivot {
         return move_root(root, rootfs);
@@ -75,7 +76,8 @@ pub(crate) fn enter(root: &RootDir, rootfs: &Path, no_pivot: bool) -> Result<()>
         },
         e => Error::sys_at("pivot_root to", rootfs, e),
     })?;
-    // "." is the old root now. Its unmounting must not reach the host.
+    // Unmounting the old root must not reach the host. "." would be the new root still, whose shared mounts must stay so.
+    nix::unistd::fchdir(&old_root).step("enter the old root")?;
     change_propagation(".", MsFlags::MS_SLAVE | MsFlags::MS_REC)?;
     nix::mount::umount2(".", MntFlags::MNT_DETACH).step("detach the old root")?;
     nix::unistd::chdir("/").step("enter the new root")
