@@ -5,8 +5,8 @@
 //! Must not know: what the caller does meanwhile (`process.rs`).
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::sched::CloneFlags;
@@ -95,6 +95,7 @@ fn prepare(job: &mut Job<'_>, channel: &Channel) -> Result<(Hold, Option<OwnedFd
         channel.send(&FromChild::MapIds, None)?;
         channel.wait_go()?;
     }
+    let early_root = open_root_early(job);
     if job.plan.has_userns() {
         become_root(job.mappings)?;
     }
@@ -110,7 +111,7 @@ fn prepare(job: &mut Job<'_>, channel: &Channel) -> Result<(Hold, Option<OwnedFd
         },
     };
 
-    let (root, console) = build_root(job, channel)?;
+    let (root, console) = build_root(job, early_root.as_ref(), channel)?;
     rootfs::enter(&root, job.rootfs, job.no_pivot)?;
     if let Some(propagation) = job.propagation {
         rootfs::set_propagation(propagation)?;
@@ -123,6 +124,13 @@ fn prepare(job: &mut Job<'_>, channel: &Channel) -> Result<(Hold, Option<OwnedFd
         }
     };
     Ok((hold, console, on_exec))
+}
+
+/// The root file system may lie below directories that only the host's root may pass (0700). That is who we still are
+/// before we become somebody in a user namespace.
+fn open_root_early(job: &Job<'_>) -> Option<OwnedFd> {
+    let ours = job.plan.new.contains(CloneFlags::CLONE_NEWNS) && job.plan.has_userns();
+    ours.then(|| open_host_path(job.rootfs).ok()).flatten()
 }
 
 /// Root of the user namespace, where it has one.
@@ -188,10 +196,15 @@ fn own_descriptors(proc: BorrowedFd<'_>) -> Result<OwnedFd> {
     rustix::fs::openat(proc, "self/fd", flags, Mode::empty()).step_at("open", "/proc/self/fd")
 }
 
-fn build_root(job: &mut Job<'_>, channel: &Channel) -> Result<(RootDir, Option<console::Pty>)> {
+fn build_root(
+    job: &mut Job<'_>,
+    early_root: Option<&OwnedFd>,
+    channel: &Channel,
+) -> Result<(RootDir, Option<console::Pty>)> {
     let linux = job.spec.linux().as_ref();
     let in_userns = job.plan.has_userns();
-    let root = rootfs::open(job.rootfs, job.propagation)?;
+    let reach = early_root.map(|fd| PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd())));
+    let root = rootfs::open(job.rootfs, reach.as_deref(), job.propagation)?;
     let place = Place {
         root: &root,
         bundle: job.bundle,

@@ -303,8 +303,9 @@ pub(crate) fn write_whole(path: &Path, bytes: &[u8], step: &str) -> Result<()> {
     Ok(())
 }
 
-/// A user namespace with the given maps and nobody in it: what an idmapped mount takes its mapping from.
-pub(crate) fn user_namespace(maps: &IdMappings) -> Result<OwnedFd> {
+/// A user namespace with the given maps and nobody in it: what an idmapped mount takes its mapping from, and what a process
+/// enters that works on such a mount.
+pub fn user_namespace(maps: &IdMappings) -> Result<OwnedFd> {
     let (hold, release) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).step("create pipe")?;
     match sys::clone3(libc::CLONE_NEWUSER as u64, None)
         .step("create a user namespace for an idmapped mount")?

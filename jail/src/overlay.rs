@@ -11,7 +11,9 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use caps::CapSet;
 use nix::mount::{MntFlags, MsFlags};
+use oci_spec::runtime::LinuxIdMapping;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
@@ -228,14 +230,47 @@ fn mount_shifted(
     let (Some(upper), Some(work)) = (upper.file_name(), work.file_name()) else {
         return Err(Error::invalid("upper and work directories need names"));
     };
-    let tree = layer_by_layer(&layers, &top.join(upper), &top.join(work))?.ok_or_else(|| {
-        Error::HostUnfit {
-            need: "mount an overlay of idmapped layers".into(),
-            why: "that needs Linux 6.5".into(),
-        }
+    let mount = || layer_by_layer(&layers, &top.join(upper), &top.join(work));
+    let tree = as_root_of(maps, mount)?.ok_or_else(|| Error::HostUnfit {
+        need: "mount an overlay of idmapped layers".into(),
+        why: "that needs Linux 6.5".into(),
     })?;
     drop(_gone);
     mounts::move_onto(tree.as_fd(), at.as_fd()).step_at("mount overlay at", target)
+}
+
+/// An overlay works on its upper with the credentials of whoever mounted it, and host root's ids do not exist on mounts
+/// that are shifted elsewhere (EOVERFLOW, and the kernel silently mounts read-only). So: the ids of the container's root,
+/// the capabilities of the host's.
+fn as_root_of<T>(maps: &IdMappings, mount: impl FnOnce() -> Result<T>) -> Result<T> {
+    let root_in = |maps: &[LinuxIdMapping]| {
+        maps.iter()
+            .find(|m| m.container_id() == 0)
+            .map(|m| m.host_id())
+    };
+    let (Some(uid), Some(gid)) = (root_in(&maps.uids), root_in(&maps.gids)) else {
+        return Err(Error::invalid(
+            "the id mappings of a user namespace must map root",
+        ));
+    };
+    let permitted = caps::read(None, CapSet::Permitted).map_err(capability_error)?;
+    let effective = caps::read(None, CapSet::Effective).map_err(capability_error)?;
+    let our_gid = nix::unistd::setfsgid(gid.into());
+    let our_uid = nix::unistd::setfsuid(uid.into());
+    let result = caps::set(None, CapSet::Effective, &permitted)
+        .map_err(capability_error)
+        .and_then(|()| mount());
+    nix::unistd::setfsuid(our_uid);
+    nix::unistd::setfsgid(our_gid);
+    caps::set(None, CapSet::Effective, &effective).map_err(capability_error)?;
+    result
+}
+
+fn capability_error(error: caps::errors::CapsError) -> Error {
+    Error::HostUnfit {
+        need: "mount an overlay for a user namespace".into(),
+        why: error.to_string(),
+    }
 }
 
 struct Unmount<'a>(&'a Path);

@@ -16,8 +16,14 @@ use crate::error::{Context, Error, Result};
 use crate::mount_options::{Attributes, Bind, Propagation, attr};
 use crate::mounts;
 
-/// Cuts this mount namespace off from the host's, as far as wanted, and opens the root. The cwd is left where it was.
-pub(crate) fn open(rootfs: &Path, propagation: Option<Propagation>) -> Result<RootDir> {
+/// Cuts this mount namespace off from the host's, as far as wanted, and opens the root, by way of `reach` where its path
+/// cannot be walked. The cwd is left where it was.
+pub(crate) fn open(
+    rootfs: &Path,
+    reach: Option<&Path>,
+    propagation: Option<Propagation>,
+) -> Result<RootDir> {
+    let reach = reach.unwrap_or(rootfs);
     let wanted = propagation.unwrap_or(Propagation {
         flag: libc::MS_SLAVE,
         recursive: true,
@@ -40,14 +46,14 @@ pub(crate) fn open(rootfs: &Path, propagation: Option<Propagation>) -> Result<Ro
         let parent = parent_mount(rootfs)?;
         change_propagation(&parent, MsFlags::MS_PRIVATE)?;
     }
-    let tree = mounts::open_tree(rootfs, Bind::Recursive).map_err(|e| match e {
-        Error::NotFound { path, .. } => Error::NotFound {
+    let tree = mounts::open_tree(reach, Bind::Recursive).map_err(|e| match e {
+        Error::NotFound { .. } => Error::NotFound {
             what: "rootfs".into(),
-            path,
+            path: rootfs.to_path_buf(),
         },
         e => e,
     })?;
-    let at = open_host_path(rootfs).step_at("open rootfs", rootfs)?;
+    let at = open_host_path(reach).step_at("open rootfs", rootfs)?;
     mounts::move_onto(tree.as_fd(), at.as_fd()).step_at("bind rootfs", rootfs)?;
     Ok(RootDir::new(tree))
 }
