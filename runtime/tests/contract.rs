@@ -13,6 +13,8 @@ mod life;
 mod load;
 #[path = "contract/loss.rs"]
 mod loss;
+#[path = "contract/mounts.rs"]
+mod mounts;
 #[path = "contract/streams.rs"]
 mod streams;
 

@@ -15,6 +15,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use caisson_archive::{FileKind, Ownership, PackOptions, UnpackOptions};
+use caisson_jail::IdMappings;
+use caisson_jail::namespaces::user_namespace;
 use caisson_protocol::{
     CHUNK_HEADER_BYTES, Error, ErrorKind, MAX_CHUNK_BYTES, Outcome, PathRequest, PathStat, Request,
     Response, ResponseFrame, Stream, View, WritePathRequest, chunk_header, encode,
@@ -24,8 +26,9 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sched::CloneFlags;
 use nix::sys::stat::Mode;
 use nix::unistd::{Gid, Pid, Uid};
+use oci_spec::runtime::Spec;
 
-use crate::{internal, invalid};
+use crate::{internal, invalid, jail_error};
 
 /// The tree a request looks into, and the user namespace whose ids count in it when that is not ours.
 pub(crate) struct TreeRoot {
@@ -37,26 +40,32 @@ pub(crate) struct TreeRoot {
 pub(crate) fn open_root(
     request: &Request,
     rootfs: &Path,
+    spec: &Spec,
     init: Option<Pid>,
 ) -> Result<TreeRoot, Error> {
     let view = match request {
         Request::StatPath(r) | Request::ReadPath(r) => r.view,
         _ => View::Processes,
     };
-    let init = init.filter(|_| view == View::Processes);
-    let path = match init {
-        Some(pid) => PathBuf::from(format!("/proc/{pid}/root")),
-        None => rootfs.to_path_buf(),
-    };
-    let dir = open(&path, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
-    let user_namespace = match init {
-        Some(pid) => foreign_user_namespace(pid)?,
-        None => None,
-    };
-    Ok(TreeRoot {
-        dir,
-        user_namespace,
-    })
+    match init.filter(|_| view == View::Processes) {
+        Some(pid) => Ok(TreeRoot {
+            dir: open(
+                Path::new(&format!("/proc/{pid}/root")),
+                OFlag::O_PATH | OFlag::O_DIRECTORY,
+            )?,
+            user_namespace: foreign_user_namespace(pid)?,
+        }),
+        None => {
+            let maps = IdMappings::of_spec(spec);
+            Ok(TreeRoot {
+                dir: open(rootfs, OFlag::O_PATH | OFlag::O_DIRECTORY)?,
+                user_namespace: maps
+                    .map(|maps| user_namespace(&maps))
+                    .transpose()
+                    .map_err(jail_error)?,
+            })
+        }
+    }
 }
 
 fn open(path: &Path, flags: OFlag) -> Result<OwnedFd, Error> {

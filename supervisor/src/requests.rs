@@ -115,7 +115,8 @@ impl Supervisor {
         if self.processes.contains_key(id) {
             return Err(conflict(format!("there is a process {id} already")));
         }
-        let oci: OciProcess = parse("process", &request.spec)?;
+        let mut oci: OciProcess = parse("process", &request.spec)?;
+        forget_own_protection(&mut oci);
         let terminal = oci.terminal().unwrap_or(false);
         let init_pid = match self.processes.get(INIT) {
             _ if id == INIT => None,
@@ -334,7 +335,7 @@ impl Supervisor {
                 .get(INIT)
                 .filter(|p| !p.is_over())
                 .map(|p| p.pid);
-            crate::files::open_root(&request, &sandbox.rootfs, init)
+            crate::files::open_root(&request, &sandbox.rootfs, &sandbox.spec, init)
         });
         let root = match root {
             Ok(root) => root,
@@ -364,6 +365,16 @@ impl Supervisor {
                 tracing::error!(%error, "a worker cannot be made; its client is hung up on")
             }
         }
+    }
+}
+
+/// A supervisor protected from the kernel's out-of-memory killer must not pass that on to what it supervises.
+fn forget_own_protection(process: &mut OciProcess) {
+    let own = std::fs::read_to_string("/proc/self/oom_score_adj")
+        .ok()
+        .and_then(|s| s.trim().parse::<i32>().ok());
+    if process.oom_score_adj().is_none() && own.is_some_and(|score| score < 0) {
+        process.set_oom_score_adj(Some(0));
     }
 }
 

@@ -85,11 +85,7 @@ fn overhead() -> ResourceUse {
         own.cpu_total_ns = Some(user + system);
     }
     if let Ok(rollup) = fs::read_to_string("/proc/self/smaps_rollup") {
-        for (ours, theirs) in [
-            ("rss", "Rss"),
-            ("pss", "Pss"),
-            ("anonymous", "Anonymous"),
-        ] {
+        for (ours, theirs) in [("rss", "Rss"), ("pss", "Pss"), ("anonymous", "Anonymous")] {
             if let Some(bytes) = kibibytes(&rollup, theirs) {
                 own.memory_detail.insert(ours.into(), bytes);
             }

@@ -31,6 +31,9 @@ const UNUSED_LIFE: Duration = Duration::from_secs(30);
 /// More connections than any daemon has; beyond them the newest is refused.
 const MAX_CONNECTIONS: usize = 4096;
 
+/// How long to wait when no connection can be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
 const READ_BYTES: usize = 64 << 10;
 
 /// The sandbox once it has been made.
@@ -59,6 +62,8 @@ pub struct Supervisor {
     pub(crate) poller: Poller,
     pub(crate) sources: HashMap<Token, Source>,
     listener: Option<Watched>,
+    /// Out of descriptors: accept again then.
+    accept_again_at: Option<Instant>,
     signals: SignalFd,
     _signals_watched: Watched,
     pub(crate) connections: BTreeMap<ConnectionId, Connection>,
@@ -98,6 +103,7 @@ impl Supervisor {
             poller,
             sources,
             listener: Some(listener),
+            accept_again_at: None,
             signals,
             _signals_watched: signals_watched,
             connections: BTreeMap::new(),
@@ -144,12 +150,22 @@ impl Supervisor {
         };
         let cuts = self.processes.values().filter_map(|p| p.cut_at);
         let destruction = self.destruction.as_ref().map(|d| d.wake_at);
-        let earliest = cuts.chain(unused).chain(destruction).min()?;
+        let earliest = cuts
+            .chain(unused)
+            .chain(destruction)
+            .chain(self.accept_again_at)
+            .min()?;
         Some(earliest.saturating_duration_since(Instant::now()))
     }
 
     fn meet_deadlines(&mut self) {
         let now = Instant::now();
+        if self.accept_again_at.is_some_and(|at| at <= now)
+            && let Some(listener) = &mut self.listener
+            && listener.set_interest(EpollFlags::EPOLLIN).is_ok()
+        {
+            self.accept_again_at = None;
+        }
         let due: Vec<Rc<str>> = self
             .processes
             .values()
@@ -193,6 +209,15 @@ impl Supervisor {
         }
     }
 
+    /// The listener would be reported over and over while nothing can be accepted.
+    fn listen_again_in(&mut self, pause: Duration) {
+        if let Some(listener) = &mut self.listener
+            && listener.set_interest(EpollFlags::empty()).is_ok()
+        {
+            self.accept_again_at = Some(Instant::now() + pause);
+        }
+    }
+
     fn accept(&mut self) {
         while let Some(listener) = &self.listener {
             let fd = match accept4(
@@ -204,6 +229,7 @@ impl Supervisor {
                 Err(Errno::EAGAIN) => return,
                 Err(errno) => {
                     tracing::error!(%errno, "no connection can be accepted");
+                    self.listen_again_in(ACCEPT_PAUSE);
                     return;
                 }
             };

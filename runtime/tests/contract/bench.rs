@@ -116,7 +116,7 @@ impl Bench {
     }
 
     pub fn upper(&self, id: &SandboxId) -> PathBuf {
-        self.dir.path().join("upper").join(&id.0)
+        self.dir.path().join("containers").join(&id.0).join("upper")
     }
 
     pub fn spec(&self, id: &SandboxId, wish: Wish) -> SandboxSpec {
@@ -139,7 +139,10 @@ impl Bench {
         });
         merge(&mut spec, wish.spec);
         let oci: Spec = serde_json::from_value(spec).expect("a spec");
-        let (upper, work) = (self.upper(id), self.dir.path().join("work").join(&id.0));
+        let (upper, work) = (
+            self.upper(id),
+            self.dir.path().join("containers").join(&id.0).join("work"),
+        );
         fs::create_dir_all(&upper).expect("made");
         fs::create_dir_all(&work).expect("made");
         let lower = vec![self.dir.path().join("layer")];

@@ -13,6 +13,7 @@ crate::contract! {
     a_failed_create_leaves_nothing, a_failed_spawn_can_be_destroyed, destroy_twice_and_while_running, destroy_with_grace,
     a_second_sandbox_of_the_same_id_is_refused, ids_cannot_leave_their_directory, out_of_memory_is_told, wait_by_many,
     dropping_a_create_half_way_leaves_nothing, snapshots_are_refused_clearly, realtime_signals_have_a_code,
+    the_supervisors_protection_from_the_oom_killer_is_its_own,
 }
 
 async fn a_process_runs_from_spawn_to_exit(bench: &Bench) {
@@ -369,7 +370,7 @@ async fn a_failed_create_leaves_nothing(bench: &Bench) {
     spec.rootfs = Rootfs::Overlay {
         lower: vec![bench.dir.path().join("no-such-layer")],
         upper: bench.upper(&id),
-        work: bench.dir.path().join("work").join(&id.0),
+        work: bench.upper(&id).with_file_name("work"),
     };
     let error = bench
         .runtime
@@ -549,5 +550,27 @@ async fn snapshots_are_refused_clearly(bench: &Bench) {
             .kind,
         ErrorKind::Invalid
     );
+    sandbox.destroy(Duration::ZERO).await.expect("destroyed");
+}
+
+async fn the_supervisors_protection_from_the_oom_killer_is_its_own(bench: &Bench) {
+    let own = "/proc/self/oom_score_adj";
+    let before = std::fs::read_to_string(own).expect("readable");
+    if std::fs::write(own, "-300").is_err() {
+        eprintln!("SKIPPED: no CAP_SYS_RESOURCE");
+        return;
+    }
+    let sandbox = bench.create().await;
+    std::fs::write(own, before).expect("restored");
+    let script = format!("cat {own}; exec sleep 1000");
+    let (init, log) = (ProcessId::init(), bench.log_path(sandbox.id()));
+    sandbox
+        .spawn(&init, sh(&script), log_to(&log), None)
+        .await
+        .expect("spawned");
+    sandbox.start(&init).await.expect("started");
+    eventually("it says", async || logged(&log, "stdout") == "0\n").await;
+    let (output, _) = exec(&*sandbox, "e", &format!("cat {own}")).await;
+    assert_eq!(output.out(), "0\n");
     sandbox.destroy(Duration::ZERO).await.expect("destroyed");
 }
