@@ -2,17 +2,17 @@
 
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
-use axum::response::{IntoResponse, Response};
+use axum::response::IntoResponse;
 use caisson_api::{ExecCreateBody, ExecStartBody, IdResponse};
-use caisson_engine::{ErrorKind, ExecStartOptions};
+use caisson_engine::ExecStartOptions;
 use http::StatusCode;
 
 use super::App;
 use super::attach::size;
 use super::body::{Json, json, json_with, read_json};
-use super::error::{ApiResult, message_for_clients};
+use super::error::{ApiError, ApiResult, message_for_clients};
 use super::params::Params;
-use super::stream::{connect, message_attachment, upgrade_of};
+use super::stream::{Framing, connect, message_attachment, take_over, upgrade_of};
 use super::version::ApiVersion;
 
 pub async fn create(
@@ -46,31 +46,41 @@ pub async fn start(
         tty: body.tty,
         console_size,
     };
-    let started = match app.engine.exec_start(&id, options).await {
-        Ok(started) => started,
-        // Docker takes the connection over first and says on it why the command could not be executed; clients then
-        // read 126 or 127 from `GET /exec/ID/json`.
-        Err(error)
-            if !body.detach
-                && matches!(
-                    error.kind(),
-                    ErrorKind::CommandNotFound | ErrorKind::CommandNotExecutable
-                ) =>
-        {
-            let kind = error.kind();
-            let text = format!("{}\r\n", message_for_clients(kind, error.message));
-            Some(message_attachment(body.tty, text))
-        }
-        Err(error) => return Err(error.into()),
+    let Some(upgrade) = upgrade.filter(|_| !body.detach) else {
+        return Ok(match app.engine.exec_start(&id, options).await? {
+            Some(attachment) => connect(attachment, None, Body::empty(), version),
+            None => StatusCode::OK.into_response(),
+        });
     };
-    Ok(match started {
-        Some(attachment) => connect(attachment, upgrade, Body::empty(), version),
-        None => detached(),
-    })
-}
-
-fn detached() -> Response {
-    StatusCode::OK.into_response()
+    let exec = app.engine.exec_inspect(&id).await?;
+    if exec.running || exec.exit_code.is_some() {
+        app.engine.exec_start(&id, options).await?;
+        return Err(ApiError::new(
+            StatusCode::CONFLICT,
+            format!("exec {id} has been started already"),
+        ));
+    }
+    let tty = exec.process_config.tty;
+    // As Docker does: the connection is taken over first, and says itself why the command could not be executed; clients
+    // then read 126 or 127 from `GET /exec/ID/json`.
+    Ok(take_over(
+        upgrade,
+        Framing::of_tty(tty),
+        version,
+        async move {
+            match app.engine.exec_start(&id, options).await {
+                Ok(Some(attachment)) => attachment,
+                Ok(None) => message_attachment(tty, String::new()),
+                Err(error) => {
+                    let kind = error.kind();
+                    message_attachment(
+                        tty,
+                        format!("{}\r\n", message_for_clients(kind, error.message)),
+                    )
+                }
+            }
+        },
+    ))
 }
 
 pub async fn inspect(State(app): State<App>, Path(id): Path<String>) -> ApiResult {

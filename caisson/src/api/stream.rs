@@ -98,27 +98,8 @@ pub fn connect(
     version: ApiVersion,
 ) -> Response {
     let framing = Framing::of_tty(attachment.tty);
-    let content_type = framing.content_type(version);
     match upgrade {
-        Some(upgrade) => {
-            tokio::spawn(async move {
-                match upgrade.await {
-                    Ok(connection) => {
-                        let (reader, writer) = tokio::io::split(TokioIo::new(connection));
-                        pump(reader, writer, attachment, framing).await;
-                    }
-                    Err(error) => {
-                        tracing::debug!(%error, "the client did not take its connection over")
-                    }
-                }
-            });
-            let headers = [
-                (header::CONTENT_TYPE, content_type),
-                (header::CONNECTION, "Upgrade"),
-                (header::UPGRADE, "tcp"),
-            ];
-            (StatusCode::SWITCHING_PROTOCOLS, headers).into_response()
-        }
+        Some(upgrade) => take_over(upgrade, framing, version, std::future::ready(attachment)),
         None => {
             if let Some(input) = attachment.input {
                 tokio::spawn(async move {
@@ -129,6 +110,32 @@ pub fn connect(
             answer(attachment.output, framing, version)
         }
     }
+}
+
+/// Takes a connection over; `attaching` begins once the client has the answer's head. What is said before that may be lost
+/// on clients that read the head with a buffer and the stream without (docker-py).
+pub fn take_over(
+    upgrade: OnUpgrade,
+    framing: Framing,
+    version: ApiVersion,
+    attaching: impl Future<Output = Attachment> + Send + 'static,
+) -> Response {
+    tokio::spawn(async move {
+        match upgrade.await {
+            Ok(connection) => {
+                let attachment = attaching.await;
+                let (reader, writer) = tokio::io::split(TokioIo::new(connection));
+                pump(reader, writer, attachment, framing).await;
+            }
+            Err(error) => tracing::debug!(%error, "the client did not take its connection over"),
+        }
+    });
+    let headers = [
+        (header::CONTENT_TYPE, framing.content_type(version)),
+        (header::CONNECTION, "Upgrade"),
+        (header::UPGRADE, "tcp"),
+    ];
+    (StatusCode::SWITCHING_PROTOCOLS, headers).into_response()
 }
 
 /// Moves bytes both ways until the output ends, the client is gone, or it detached.
