@@ -43,8 +43,12 @@ fn debian_interactive_bash(t: &Test) {
     std::thread::sleep(Duration::from_millis(300));
     terminal.send("\x1a");
     terminal.expect("Stopped");
-    terminal.send("jobs; kill -9 %1; wait; exit 5\n");
-    terminal.expect("sleep 100");
+    terminal.send("jobs; fg\n");
+    terminal.expect("Stopped");
+    terminal.expect("\nsleep 100\r\n");
+    terminal.send("\x03");
+    terminal.expect("^C");
+    terminal.send("exit 5\n");
     assert_eq!(terminal.exit_code(), 5);
 }
 

@@ -78,6 +78,15 @@ pub async fn list(State(app): State<App>, params: Params, version: ApiVersion) -
     Ok(json(&images))
 }
 
+/// A registry that wants credentials is no 401 of ours: Docker's command line would take that for a question and wait for a
+/// login that nobody types.
+fn refused_by_registry(error: caisson_engine::Error) -> ApiError {
+    match error.kind() {
+        caisson_engine::ErrorKind::Unauthorized => ApiError::internal(error.message),
+        _ => error.into(),
+    }
+}
+
 /// Pull, or import when there is `fromSrc`.
 pub async fn create(State(app): State<App>, params: Params, request: Request) -> ApiResult {
     let (parts, body) = request.into_parts();
@@ -88,7 +97,8 @@ pub async fn create(State(app): State<App>, params: Params, request: Request) ->
             platform: params.get("platform").map(str::to_owned),
             credentials: credentials(&parts.headers)?,
         };
-        return Ok(progress(app.engine.image_pull(options).await?));
+        let pulled = app.engine.image_pull(options).await;
+        return Ok(progress(pulled.map_err(refused_by_registry)?));
     }
     let source = params
         .get("fromSrc")
