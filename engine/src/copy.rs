@@ -144,74 +144,7 @@ impl Engine {
             .iter()
             .map(|l| self.inner.config.data_root.join(l))
             .collect();
-        let all = self.inner.image_source.changes(upper, lower).await?;
-        Ok(without_mount_points(all))
-    }
-}
-
-/// Drops what is there only because something is mounted on it in every container, and the directories that changed for
-/// nothing else. Docker keeps these in a layer of their own that no difference shows.
-fn without_mount_points(all: Vec<api::FilesystemChange>) -> Vec<api::FilesystemChange> {
-    const MADE: [&str; 10] = [
-        "/etc/hostname",
-        "/etc/hosts",
-        "/etc/resolv.conf",
-        "/dev/console",
-        "/dev/mqueue",
-        "/dev/pts",
-        "/dev/shm",
-        "/dev",
-        "/proc",
-        "/sys",
-    ];
-    const MODIFIED: u8 = 0;
-    let (made, mut kept): (Vec<_>, Vec<_>) = all
-        .into_iter()
-        .partition(|c| c.kind != 2 && MADE.contains(&c.path.as_str()));
-    for parent in ["/etc", "/dev"] {
-        let beneath = |c: &&api::FilesystemChange| {
-            c.path
-                .strip_prefix(parent)
-                .is_some_and(|rest| rest.starts_with('/'))
-        };
-        if made.iter().any(|c| beneath(&c)) && !kept.iter().any(|c| beneath(&c)) {
-            kept.retain(|c| c.path != parent || c.kind != MODIFIED);
-        }
-    }
-    kept
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn changes(all: &[(u8, &str)]) -> Vec<api::FilesystemChange> {
-        all.iter()
-            .map(|(kind, path)| api::FilesystemChange {
-                path: path.to_string(),
-                kind: *kind,
-            })
-            .collect()
-    }
-
-    #[test]
-    fn mount_points_are_no_difference() {
-        let made = [
-            (0, "/etc"),
-            (1, "/etc/hostname"),
-            (1, "/etc/hosts"),
-            (1, "/etc/resolv.conf"),
-            (1, "/proc"),
-        ];
-        assert_eq!(without_mount_points(changes(&made)), []);
-        let more = [
-            (0, "/etc"),
-            (1, "/etc/hosts"),
-            (1, "/etc/motd"),
-            (2, "/etc/resolv.conf"),
-        ];
-        let left = [(0, "/etc"), (1, "/etc/motd"), (2, "/etc/resolv.conf")];
-        assert_eq!(without_mount_points(changes(&more)), changes(&left));
+        self.inner.image_source.changes(upper, lower).await
     }
 }
 

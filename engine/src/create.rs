@@ -71,12 +71,15 @@ impl Engine {
                 options.platform.as_deref().filter(|p| !p.is_empty()),
             )
             .await?;
-        let config = merge::with_image(config, &image.config);
+        let mut config = merge::with_image(config, &image.config);
         let mut warnings = Vec::new();
         check_config(&config)?;
         check_networks(&host, networking_config.as_ref())?;
-        settle(inner, &mut host, &mut warnings)?;
+        settle(inner, isolation, &mut host, &mut warnings)?;
         let namespaces = check_host(inner, &config, &host, &mut warnings)?;
+        if namespaces.network == Choice::Host && config.hostname.is_empty() {
+            config.hostname = host_name();
+        }
         host.isolation = isolation.to_string();
         let mut command = merge::command(&config)?;
         let path = command.remove(0);
@@ -165,11 +168,14 @@ impl Engine {
             definition.host.clone(),
             id.to_string(),
         );
-        let target = dir.clone();
-        let made = tokio::task::spawn_blocking(move || make_dir(&target, &config, &host, &made_id))
-            .await
-            .map_err(|e| Error::internal(format!("making the container's directory failed: {e}")))
-            .and_then(|r| r);
+        let (target, idmap) = (dir.clone(), definition.idmap);
+        let made =
+            tokio::task::spawn_blocking(move || make_dir(&target, &config, &host, &made_id, idmap))
+                .await
+                .map_err(|e| {
+                    Error::internal(format!("making the container's directory failed: {e}"))
+                })
+                .and_then(|r| r);
         if let Err(e) = made {
             let _ = inner.delete_dir(dir.path().to_path_buf()).await;
             inner.db.delete(id.into(), Durability::Written).await?;
@@ -193,6 +199,7 @@ fn make_dir(
     config: &api::ContainerConfig,
     host: &api::HostConfig,
     id: &str,
+    idmap: Option<IdMap>,
 ) -> Result<()> {
     use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
     let fail = |path: &std::path::Path, e: std::io::Error| {
@@ -210,8 +217,11 @@ fn make_dir(
     std::fs::set_permissions(dir.upper(), std::fs::Permissions::from_mode(0o755))
         .map_err(|e| fail(&dir.upper(), e))?;
     let own = dir.own_files();
+    // Bound as they are, not shifted like the root file system: they belong to the container's root from the start.
+    let (uid, gid) = idmap.map_or((None, None), |m| (Some(m.first_uid), Some(m.first_gid)));
     let write = |path: &std::path::Path, text: String| -> Result<()> {
         std::fs::write(path, text).map_err(|e| fail(path, e))?;
+        std::os::unix::fs::chown(path, uid, gid).map_err(|e| fail(path, e))?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644))
             .map_err(|e| fail(path, e))
     };
@@ -273,6 +283,12 @@ fn check_port(text: &str) -> Result<()> {
     Ok(())
 }
 
+/// What the host calls itself.
+fn host_name() -> String {
+    let name = nix::unistd::gethostname().unwrap_or_default();
+    name.to_string_lossy().into_owned()
+}
+
 /// Networking comes with its own issue: what would be silently wrong is refused.
 fn check_networks(
     host: &api::HostConfig,
@@ -320,9 +336,21 @@ fn check_networks(
 }
 
 /// Fills in what the daemon's configuration decides.
-fn settle(inner: &Inner, host: &mut api::HostConfig, warnings: &mut Vec<String>) -> Result<()> {
+fn settle(
+    inner: &Inner,
+    isolation: Isolation,
+    host: &mut api::HostConfig,
+    warnings: &mut Vec<String>,
+) -> Result<()> {
     host.log_config = inner.log_config(&host.log_config);
     warnings.extend(resources::check(&mut host.resources, cpus_online())?);
+    if let Some(runtime) = inner.runtimes.get(&isolation) {
+        let controllers = &runtime.capabilities().controllers;
+        warnings.extend(resources::discard_unsupported(
+            &mut host.resources,
+            controllers,
+        )?);
+    }
     if host.network_mode.is_empty() {
         host.network_mode = "default".into();
     }

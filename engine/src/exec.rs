@@ -14,7 +14,7 @@ use caisson_api as api;
 use caisson_runtime::{Attach, ProcessId, Sandbox, Stdio, TtySize};
 
 use crate::attachment::{Detach, Input, Target, detach_keys};
-use crate::container::{Container, Dir, Message};
+use crate::container::{Container, Dir, Message, Paused};
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::{Attachment, ExecStartOptions};
 use crate::records::View;
@@ -160,7 +160,12 @@ impl Engine {
     ) -> Result<String> {
         let container = self.inner.container(container)?;
         // Refuses what does not run or is paused.
-        container.ask(|reply| Message::Sandbox { reply }).await?;
+        container
+            .ask(|reply| Message::Sandbox {
+                paused: Paused::Refused,
+                reply,
+            })
+            .await?;
         if request.cmd.as_ref().is_none_or(Vec::is_empty) {
             return Err(Error::invalid("No exec command specified"));
         }
@@ -199,7 +204,12 @@ impl Engine {
     ) -> Result<Option<Attachment>> {
         let exec = self.inner.execs.get(exec)?;
         let container = self.inner.container(&exec.container)?;
-        let sandbox = container.ask(|reply| Message::Sandbox { reply }).await?;
+        let sandbox = container
+            .ask(|reply| Message::Sandbox {
+                paused: Paused::Refused,
+                reply,
+            })
+            .await?;
         {
             let mut state = exec.state();
             if state.started {

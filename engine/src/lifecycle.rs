@@ -8,7 +8,7 @@ use caisson_runtime::{Attach, TtySize};
 use futures_util::StreamExt as _;
 
 use crate::attachment::{self, Detach, Input, Target, detach_keys};
-use crate::container::{Container, Intent, Message, Streams};
+use crate::container::{Container, Intent, Message, Paused, Streams};
 use crate::error::{Error, Result};
 use crate::options::{
     AttachOptions, Attachment, LogsOptions, Outcome, OutputStream, RemoveOptions, StopOptions,
@@ -223,7 +223,12 @@ impl Engine {
     /// `POST /containers/ID/resize`.
     pub async fn resize(&self, id: &str, size: TtySize) -> Result<()> {
         let container = self.inner.container(id)?;
-        let sandbox = container.ask(|reply| Message::Sandbox { reply }).await?;
+        let sandbox = container
+            .ask(|reply| Message::Sandbox {
+                paused: Paused::Allowed,
+                reply,
+            })
+            .await?;
         sandbox
             .resize_tty(&caisson_runtime::ProcessId::init(), size)
             .await?;

@@ -9,7 +9,7 @@ use caisson_api as api;
 use caisson_runtime::{BlockUse, ResourceUse, Stats};
 use futures_util::StreamExt as _;
 
-use crate::container::{Container, Message};
+use crate::container::{Container, Message, Paused};
 use crate::error::Result;
 use crate::options::StatsOptions;
 use crate::records::View;
@@ -21,7 +21,12 @@ impl Engine {
     /// `GET /containers/ID/top`.
     pub async fn top(&self, id: &str, ps_args: &str) -> Result<api::TopResponse> {
         let container = self.inner.container(id)?;
-        let sandbox = container.ask(|reply| Message::Sandbox { reply }).await?;
+        let sandbox = container
+            .ask(|reply| Message::Sandbox {
+                paused: Paused::Allowed,
+                reply,
+            })
+            .await?;
         let table = sandbox.processes(ps_args).await?;
         self.inner.container_event(&container.view(), "top", &[]);
         Ok(api::TopResponse {
@@ -72,21 +77,20 @@ impl Engine {
 
 async fn sample(container: &Arc<Container>) -> api::ContainerStats {
     let view = container.view();
-    // A paused container has numbers too, but is not handed out for execs: an error means that there are none.
-    let sandbox = match container.ask(|reply| Message::Sandbox { reply }).await {
-        Ok(sandbox) => Ok(sandbox),
-        Err(_) => container
-            .ask(|reply| Message::Files { reply })
-            .await
-            .map(|lease| lease.sandbox.clone()),
+    if !view.state.status.is_up() {
+        return empty(&view);
+    }
+    let paused = Paused::Allowed;
+    let Ok(sandbox) = container
+        .ask(|reply| Message::Sandbox { paused, reply })
+        .await
+    else {
+        return empty(&view);
     };
-    let running = view.state.status.is_up();
-    match sandbox {
-        Ok(sandbox) if running => match sandbox.stats().await {
-            Ok(stats) => to_api(&view, &stats, system_cpu_ns(), cpus_online()),
-            Err(_) => empty(&view),
-        },
-        _ => empty(&view),
+    match sandbox.stats().await {
+        Ok(stats) => to_api(&view, &stats, system_cpu_ns(), cpus_online()),
+        // It has ended in between.
+        Err(_) => empty(&view),
     }
 }
 

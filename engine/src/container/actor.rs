@@ -13,7 +13,7 @@ use tokio::task::AbortHandle;
 
 use super::attach::{Drain, Pending};
 use super::files::Idle;
-use super::{Container, Dir, Intent, Message};
+use super::{Container, Dir, Intent, Message, Paused};
 use crate::Inner;
 use crate::db::Durability;
 use crate::error::{Error, Result};
@@ -162,8 +162,8 @@ impl Actor {
                 let result = self.attach(streams).await;
                 let _ = reply.send(result);
             }
-            Message::Sandbox { reply } => {
-                let _ = reply.send(self.running_sandbox());
+            Message::Sandbox { paused, reply } => {
+                let _ = reply.send(self.running_sandbox(paused));
             }
             Message::Files { reply } => {
                 let result = self.lease_files().await;
@@ -244,12 +244,14 @@ impl Actor {
         }
     }
 
-    pub(super) fn running_sandbox(&self) -> Result<Arc<dyn Sandbox>> {
+    pub(super) fn running_sandbox(&self, paused: Paused) -> Result<Arc<dyn Sandbox>> {
         match (&self.sandbox, self.view.state.status) {
-            (Some(_), Status::Paused) => Err(Error::conflict(format!(
-                "Container {} is paused, unpause the container before exec",
-                self.view.id
-            ))),
+            (Some(_), Status::Paused) if paused == Paused::Refused => {
+                Err(Error::conflict(format!(
+                    "Container {} is paused, unpause the container before exec",
+                    self.view.id
+                )))
+            }
             (Some(sandbox), _) => Ok(sandbox.clone()),
             (None, Status::Restarting) => Err(Error::conflict(format!(
                 "Container {} is restarting, wait until the container is running",

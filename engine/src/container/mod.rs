@@ -44,6 +44,13 @@ pub(crate) enum Intent {
     Shutdown,
 }
 
+/// Whether a frozen sandbox will do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Paused {
+    Allowed,
+    Refused,
+}
+
 /// What an attachment gets: streams now, or once the container starts.
 pub(crate) enum Streams {
     Now(ProcessIo),
@@ -82,8 +89,9 @@ pub(crate) enum Message {
         streams: Attach,
         reply: Reply<Streams>,
     },
-    /// The running sandbox: for execs, statistics, `top`.
+    /// The running sandbox: for execs, statistics, `top`; a paused one only for those that can do with it.
     Sandbox {
+        paused: Paused,
         reply: Reply<Arc<dyn Sandbox>>,
     },
     /// A sandbox to copy files from or to, running or not.

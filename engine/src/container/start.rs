@@ -21,7 +21,7 @@ use crate::records::{Definition, Status, View};
 use crate::rootfs;
 use crate::spec::namespaces::{Choice, Ipc, Namespaces};
 use crate::spec::security::{Seccomp, Security};
-use crate::spec::{self, Joined, Plan, devices, files, mounts};
+use crate::spec::{self, Joined, OwnFiles, Plan, devices, files, mounts};
 
 /// Destroys a sandbox unless the start succeeded.
 struct Undo(Option<Arc<dyn Sandbox>>);
@@ -174,8 +174,8 @@ pub(super) async fn prepare(
 ) -> Result<(SandboxSpec, Stdio, Option<TtySize>)> {
     let definition = view.definition.clone();
     let namespaces = Namespaces::read(&definition.host)?;
-    let joined = joined(inner, &namespaces)?;
     let dir = Dir::new(&inner.config.data_root, &view.id);
+    let joined = joined(inner, &namespaces, dir.own_files())?;
     let (inner, id) = (inner.clone(), view.id.clone());
     let task = tokio::task::spawn_blocking(move || {
         assemble(&inner, &id, &definition, &namespaces, joined, &dir)
@@ -189,7 +189,7 @@ fn assemble(
     id: &str,
     definition: &Definition,
     namespaces: &Namespaces,
-    joined: Joined,
+    (joined, own): (Joined, OwnFiles),
     dir: &Dir,
 ) -> Result<(SandboxSpec, Stdio, Option<TtySize>)> {
     let (config, host) = (&definition.config, &definition.host);
@@ -230,7 +230,6 @@ fn assemble(
     }
     let accounts = rootfs::accounts(&dir.upper(), &layers)?;
     let identity = accounts.resolve(&config.user, host.group_add.as_deref().unwrap_or_default())?;
-    let own = dir.own_files();
     if namespaces.network == Choice::Host {
         refresh_host_files(host, &own)?;
     }
@@ -301,7 +300,7 @@ fn assemble(
 }
 
 /// With the host's network the host's own names count, as they are at the start.
-fn refresh_host_files(host: &api::HostConfig, own: &spec::OwnFiles) -> Result<()> {
+fn refresh_host_files(host: &api::HostConfig, own: &OwnFiles) -> Result<()> {
     let hosts = std::fs::read_to_string("/etc/hosts").unwrap_or_default();
     let write = |path: &std::path::Path, text: &str| {
         std::fs::write(path, text)
@@ -322,29 +321,36 @@ fn log_file(host: &api::HostConfig, dir: &Dir) -> Result<Option<LogFile>> {
         }))
 }
 
-/// Process ids of the containers whose namespaces are joined; they must run.
-fn joined(inner: &Inner, namespaces: &Namespaces) -> Result<Joined> {
-    let pid_of = |choice: &Choice| -> Result<Option<i32>> {
+/// Process ids of the containers whose namespaces are joined; they must run. A shared network shares the files about it.
+fn joined(inner: &Inner, namespaces: &Namespaces, own: OwnFiles) -> Result<(Joined, OwnFiles)> {
+    let view_of = |choice: &Choice| -> Result<Option<Arc<View>>> {
         let Choice::Container(name) = choice else {
             return Ok(None);
         };
         let view = inner.container(name)?.view();
         if !matches!(view.state.status, Status::Running | Status::Paused) || view.pid == 0 {
             return Err(Error::conflict(format!(
-                "cannot join namespace of a non running container: container {name} is not running"
+                "cannot join network of a non running container: container {name} is not running"
             )));
         }
-        Ok(Some(view.pid))
+        Ok(Some(view))
     };
+    let network = view_of(&namespaces.network)?;
     let ipc = match &namespaces.ipc {
-        Ipc::Shared(choice) => pid_of(choice)?,
+        Ipc::Shared(choice) => view_of(choice)?,
         Ipc::Own | Ipc::NoShm => None,
     };
-    Ok(Joined {
-        network: pid_of(&namespaces.network)?,
-        pid: pid_of(&namespaces.pid)?,
-        ipc,
-    })
+    let files = match &network {
+        Some(view) => Dir::new(&inner.config.data_root, &view.id).own_files(),
+        None => own,
+    };
+    let pid_of = |view: Option<Arc<View>>| view.map(|v| v.pid);
+    let joined = Joined {
+        network: pid_of(network),
+        pid: pid_of(view_of(&namespaces.pid)?),
+        ipc: pid_of(ipc),
+    };
+    Ok((joined, files))
 }
 
 /// A sandbox for copying files: the same root file system, nothing joined, no process.

@@ -136,6 +136,74 @@ pub(crate) fn check(r: &mut api::Resources, cpus_online: usize) -> Result<Vec<St
     Ok(warnings)
 }
 
+/// Takes out limits that this host has no controller for, as Docker does, and says so. What bounds a container hard and
+/// cannot be had is an error instead.
+pub(crate) fn discard_unsupported(
+    r: &mut api::Resources,
+    controllers: &[String],
+) -> Result<Vec<String>> {
+    let has = |name: &str| controllers.iter().any(|c| c == name);
+    let mut warnings = Vec::new();
+    let mut discard = |what: &str| {
+        warnings.push(format!(
+            "Your kernel does not support {what} capabilities or the cgroup is not mounted. Limitation discarded."
+        ));
+    };
+    if !has("memory")
+        && (r.memory != 0 || r.memory_reservation != 0 || r.memory_swappiness.is_some())
+    {
+        discard("memory limit");
+        r.memory = 0;
+        r.memory_swap = 0;
+        r.memory_reservation = 0;
+        r.memory_swappiness = None;
+    }
+    if !has("memory") && r.oom_kill_disable.is_some() {
+        r.oom_kill_disable = None;
+    }
+    if !has("pids") && r.pids_limit.is_some_and(|l| l > 0) {
+        discard("PIDs limit");
+        r.pids_limit = None;
+    }
+    if !has("cpu") {
+        if r.nano_cpus != 0 {
+            return Err(Error::invalid(
+                "NanoCPUs can not be set, as your kernel does not support CPU CFS scheduler or the cgroup is not mounted",
+            ));
+        }
+        if r.cpu_shares != 0 || r.cpu_period != 0 || r.cpu_quota != 0 {
+            discard("CPU shares and CPU cfs quota");
+            (r.cpu_shares, r.cpu_period, r.cpu_quota) = (0, 0, 0);
+        }
+    }
+    if !has("cpuset") && !(r.cpuset_cpus.is_empty() && r.cpuset_mems.is_empty()) {
+        discard("cpuset");
+        r.cpuset_cpus.clear();
+        r.cpuset_mems.clear();
+    }
+    let throttled = [
+        &r.blkio_device_read_bps,
+        &r.blkio_device_write_bps,
+        &r.blkio_device_read_iops,
+        &r.blkio_device_write_iops,
+    ];
+    let throttled = throttled.into_iter().flatten().any(|l| !l.is_empty());
+    let weighted = r.blkio_weight != 0
+        || r.blkio_weight_device
+            .as_ref()
+            .is_some_and(|l| !l.is_empty());
+    if !has("io") && (throttled || weighted) {
+        discard("Block I/O limit");
+        r.blkio_weight = 0;
+        r.blkio_weight_device = None;
+        r.blkio_device_read_bps = None;
+        r.blkio_device_write_bps = None;
+        r.blkio_device_read_iops = None;
+        r.blkio_device_write_iops = None;
+    }
+    Ok(warnings)
+}
+
 /// `0-3,5`.
 fn check_cpuset(text: &str, what: &str, online: Option<usize>) -> Result<()> {
     if text.is_empty() {
@@ -593,6 +661,34 @@ mod tests {
                 }
             )
             .is_ok()
+        );
+    }
+
+    #[test]
+    fn limits_without_a_controller_are_told() {
+        let all = ["cpu", "cpuset", "io", "memory", "pids"].map(str::to_string);
+        let given = api::Resources {
+            memory: 64 << 20,
+            pids_limit: Some(5),
+            blkio_weight: 100,
+            ..r()
+        };
+        let mut kept = given.clone();
+        assert!(discard_unsupported(&mut kept, &all).unwrap().is_empty());
+        assert_eq!(kept, given);
+        let mut left = given;
+        assert_eq!(discard_unsupported(&mut left, &all[..2]).unwrap().len(), 3);
+        assert_eq!(
+            (left.memory, left.pids_limit, left.blkio_weight),
+            (0, None, 0)
+        );
+        let mut cpus = api::Resources {
+            nano_cpus: 1_000_000_000,
+            ..r()
+        };
+        assert!(
+            discard_unsupported(&mut cpus, &[]).is_err(),
+            "a hard bound is not dropped"
         );
     }
 
