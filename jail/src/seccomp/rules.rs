@@ -1,6 +1,7 @@
 //! A profile, resolved for one processor: for each architecture, ranges of system call numbers with what happens there.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::borrow::Cow;
+use std::collections::BTreeSet;
 
 use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompArg, LinuxSeccompOperator};
 
@@ -137,55 +138,55 @@ fn condition(arg: &LinuxSeccompArg, names: &[String]) -> Result<Condition, Error
     Ok(Condition { index, test })
 }
 
-/// What is known of one system call while the rules are read.
-#[derive(Default)]
-struct Call {
-    always: Option<u32>,
-    tested: Vec<(Vec<Condition>, u32)>,
+/// What a rule says about one number: some of its conditions, all of which must hold.
+struct Saying<'a> {
+    nr: u32,
+    conditions: Cow<'a, [Condition]>,
+    verdict: u32,
 }
 
 fn for_abi(abi: Abi, rules: &[Rule<'_>], default: u32) -> AbiPlan {
     let numbers = abi.numbers();
-    let mut calls: BTreeMap<u32, Call> = BTreeMap::new();
+    let mut sayings: Vec<Saying<'_>> = Vec::with_capacity(512);
     let mut highest = None;
     for rule in rules {
         for name in rule.names {
-            let multiplexed = abi.multiplexed(name);
+            let direct = numbers.get(name.as_str()).copied();
+            let multiplexed = abi
+                .multiplexed(name)
+                .and_then(|(multiplexer, call)| Some((*numbers.get(multiplexer)?, call)));
             // `send` and `recv` have no number of their own on i386.
-            let Some(&nr) = numbers.get(name.as_str()).or_else(|| {
-                let (multiplexer, _) = multiplexed?;
-                numbers.get(multiplexer)
-            }) else {
+            let Some(nr) = direct.or(multiplexed.map(|(nr, _)| nr)) else {
                 continue;
             };
             if nr < ARM_PRIVATE || abi == Abi::X32 {
                 highest = highest.max(Some(nr));
             }
-            let direct = numbers.contains_key(name.as_str());
             for conditions in &rule.alternatives {
-                if direct {
-                    calls
-                        .entry(nr)
-                        .or_default()
-                        .add(conditions.clone(), rule.verdict);
-                }
+                sayings.extend(direct.map(|nr| Saying {
+                    nr,
+                    conditions: conditions.into(),
+                    verdict: rule.verdict,
+                }));
                 // The multiplexer's further arguments are behind a pointer: conditions on them cannot be looked at.
                 if conditions.is_empty()
-                    && let Some((multiplexer, call)) = multiplexed
-                    && let Some(&nr) = numbers.get(multiplexer)
+                    && let Some((nr, call)) = multiplexed
                 {
                     let is_call = Condition {
                         index: 0,
                         test: Test::Equal(call),
                     };
-                    calls
-                        .entry(nr)
-                        .or_default()
-                        .add(vec![is_call], rule.verdict);
+                    sayings.push(Saying {
+                        nr,
+                        conditions: vec![is_call].into(),
+                        verdict: rule.verdict,
+                    });
                 }
             }
         }
     }
+    // Stable: of one number in the order of the rules.
+    sayings.sort_by_key(|saying| saying.nr);
     let above = match (is_denial(default), highest) {
         (true, Some(highest)) => Some((
             highest + 1,
@@ -195,24 +196,17 @@ fn for_abi(abi: Abi, rules: &[Rule<'_>], default: u32) -> AbiPlan {
     };
     AbiPlan {
         abi,
-        ranges: ranges(calls, default, above),
+        ranges: ranges(&sayings, default, above),
     }
 }
 
-impl Call {
-    fn add(&mut self, conditions: Vec<Condition>, verdict: u32) {
-        if conditions.is_empty() {
-            self.always.get_or_insert(verdict);
-        } else {
-            self.tested.push((conditions, verdict));
-        }
-    }
-
-    fn outcome(self, default: u32) -> Outcome {
-        match self.always {
-            Some(verdict) => Outcome::Always(verdict),
-            None if self.tested.is_empty() => Outcome::Always(default),
-            None => Outcome::Tested(self.tested, default),
+/// What all that is said about one number comes to.
+fn outcome(sayings: &[Saying<'_>], default: u32) -> Outcome {
+    match sayings.iter().find(|s| s.conditions.is_empty()) {
+        Some(unconditional) => Outcome::Always(unconditional.verdict),
+        None => {
+            let tested = sayings.iter().map(|s| (s.conditions.to_vec(), s.verdict));
+            Outcome::Tested(tested.collect(), default)
         }
     }
 }
@@ -226,27 +220,37 @@ fn is_denial(verdict: u32) -> bool {
     )
 }
 
-/// `above`: from this number on, what happens to calls without a rule, instead of the default.
-fn ranges(
-    calls: BTreeMap<u32, Call>,
-    default: u32,
-    above: Option<(u32, u32)>,
-) -> Vec<(u32, Outcome)> {
-    let background = |nr: u32| {
-        Outcome::Always(match above {
-            Some((from, verdict)) if nr >= from => verdict,
-            _ => default,
-        })
+/// `above`: from this number on, what happens to calls without a rule, instead of the default. `sayings` are sorted.
+fn ranges(sayings: &[Saying<'_>], default: u32, above: Option<(u32, u32)>) -> Vec<(u32, Outcome)> {
+    let mut ranges: Vec<(u32, Outcome)> = Vec::new();
+    let mut push = |start: u32, outcome: Outcome| {
+        if ranges.last().is_none_or(|(_, last)| *last != outcome) {
+            ranges.push((start, outcome));
+        }
     };
-    let mut starts = BTreeMap::from([(0, background(0))]);
-    starts.extend(above.map(|(from, _)| (from, background(from))));
-    starts.extend(calls.keys().map(|nr| (nr + 1, background(nr + 1))));
-    starts.extend(
-        calls
-            .into_iter()
-            .map(|(nr, call)| (nr, call.outcome(default))),
-    );
-    let mut ranges: Vec<_> = starts.into_iter().collect();
-    ranges.dedup_by(|later, earlier| later.1 == earlier.1);
+    // What holds between the calls with a rule, from `next` up to `end`.
+    let background = |push: &mut dyn FnMut(u32, Outcome), next: u32, end: Option<u32>| {
+        let is_before = |nr: u32| end.is_none_or(|end| nr < end);
+        match above {
+            Some((from, verdict)) if next >= from => push(next, Outcome::Always(verdict)),
+            Some((from, verdict)) => {
+                push(next, Outcome::Always(default));
+                if is_before(from) {
+                    push(from, Outcome::Always(verdict));
+                }
+            }
+            None => push(next, Outcome::Always(default)),
+        }
+    };
+    let mut next = 0;
+    for same in sayings.chunk_by(|a, b| a.nr == b.nr) {
+        let nr = same[0].nr;
+        if next < nr {
+            background(&mut push, next, Some(nr));
+        }
+        push(nr, outcome(same, default));
+        next = nr + 1;
+    }
+    background(&mut push, next, None);
     ranges
 }

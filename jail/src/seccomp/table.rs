@@ -1,10 +1,41 @@
 //! System call architectures: which a processor can run, their audit numbers, names to numbers.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 
 use oci_spec::runtime::Arch;
 
 use super::Error;
+
+/// Numbers by name. Built for every filter, so a cheap hash; the names that meet it are few and no secret.
+pub type Numbers = HashMap<&'static str, u32, BuildHasherDefault<Fnv>>;
+
+/// Fowler, Noll, Vo: FNV-1a.
+pub struct Fnv(u64);
+
+impl Default for Fnv {
+    fn default() -> Fnv {
+        Fnv(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Hasher for Fnv {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+fn fill(entries: impl Iterator<Item = (&'static str, u32)>) -> Numbers {
+    let mut numbers = Numbers::with_capacity_and_hasher(512, BuildHasherDefault::default());
+    numbers.extend(entries);
+    numbers
+}
 
 /// A family of architectures that one kernel serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,15 +161,13 @@ impl Abi {
     }
 
     /// All its system calls, numbers by name.
-    pub fn numbers(self) -> HashMap<&'static str, u32> {
+    pub fn numbers(self) -> Numbers {
         macro_rules! all {
             ($module:ident, $limit:expr) => {
-                (0..$limit)
-                    .filter_map(|nr| {
-                        let name = syscalls::$module::Sysno::new(nr)?.name();
-                        Some((name.strip_prefix("r#").unwrap_or(name), nr as u32))
-                    })
-                    .collect::<HashMap<_, _>>()
+                fill((0..$limit).filter_map(|nr| {
+                    let name = syscalls::$module::Sysno::new(nr)?.name();
+                    Some((name.strip_prefix("r#").unwrap_or(name), nr as u32))
+                }))
             };
         }
         let mut numbers = match self {
@@ -237,7 +266,7 @@ const NEWEST: [(&str, u32); 7] = [
 ];
 
 /// x32 has x86-64's numbers with a bit set, except for calls whose structures differ (arch/x86/entry/syscalls/syscall_64.tbl).
-fn x32(x86_64: HashMap<&'static str, u32>) -> HashMap<&'static str, u32> {
+fn x32(x86_64: Numbers) -> Numbers {
     const OWN: [&str; 36] = [
         "rt_sigaction",
         "rt_sigreturn",
@@ -289,11 +318,12 @@ fn x32(x86_64: HashMap<&'static str, u32>) -> HashMap<&'static str, u32> {
         "epoll_wait_old",
         "vserver",
     ];
-    let mut numbers: HashMap<_, _> = x86_64
-        .into_iter()
-        .filter(|(name, _)| !ABSENT.contains(name))
-        .map(|(name, nr)| (name, nr | X32_BIT))
-        .collect();
+    let mut numbers = fill(
+        x86_64
+            .into_iter()
+            .filter(|(name, _)| !ABSENT.contains(name))
+            .map(|(name, nr)| (name, nr | X32_BIT)),
+    );
     numbers.extend(OWN.into_iter().zip((512..).map(|nr| nr | X32_BIT)));
     numbers
 }

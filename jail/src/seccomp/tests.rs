@@ -469,7 +469,7 @@ fn any_profile() -> impl Strategy<Value = LinuxSeccomp> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(512))]
+    #![proptest_config(ProptestConfig::with_cases(160))]
 
     #[test]
     fn the_program_means_what_the_profile_means(
