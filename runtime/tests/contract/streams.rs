@@ -13,7 +13,8 @@ crate::contract! {
     stdin_reaches_the_process, stdin_once_closes, stdin_stays_open_without_once, a_terminal_has_a_size,
     a_terminal_takes_input, one_stream_only, a_background_child_does_not_hold_the_wait, the_log_is_complete,
     an_unfinished_line_is_logged_at_the_end, a_client_that_leaves_does_not_harm, no_stdin_is_dev_null,
-    log_rotation_keeps_the_end, a_log_that_cannot_be_opened_is_an_error,
+    log_rotation_keeps_the_end, destroy_does_not_cut_a_slow_client_short,
+    output_without_reader_or_log_is_discarded, a_log_that_cannot_be_opened_is_an_error,
 }
 
 fn interactive(once: bool) -> Stdio {
@@ -413,5 +414,37 @@ async fn a_client_that_leaves_does_not_harm(bench: &Bench) {
     drop(leaver);
     assert_eq!(stayer.await.expect("collected").stdout.len(), 20_000_000);
     assert_eq!(sandbox.wait(&init).await.expect("ended").code, 0);
+    sandbox.destroy(Duration::ZERO).await.expect("destroyed");
+}
+
+async fn destroy_does_not_cut_a_slow_client_short(bench: &Bench) {
+    let sandbox = bench.create().await;
+    let init = ProcessId::init();
+    sandbox
+        .spawn(
+            &init,
+            sh("yes | head -c 1000000; echo end >&2"),
+            Stdio::default(),
+            None,
+        )
+        .await
+        .expect("spawned");
+    let io = sandbox.attach(&init, OUTPUTS).await.expect("attached");
+    sandbox.start(&init).await.expect("started");
+    sandbox.wait(&init).await.expect("ended");
+    sandbox.destroy(Duration::ZERO).await.expect("destroyed");
+    let collected = collect(io).await;
+    assert_eq!(
+        (collected.stdout.len(), &collected.stderr[..]),
+        (1_000_000, &b"end\n"[..])
+    );
+}
+
+async fn output_without_reader_or_log_is_discarded(bench: &Bench) {
+    let sandbox = bench.running("yes | head -c 50000000").await;
+    assert_eq!(
+        sandbox.wait(&ProcessId::init()).await.expect("ended").code,
+        0
+    );
     sandbox.destroy(Duration::ZERO).await.expect("destroyed");
 }
