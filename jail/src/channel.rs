@@ -34,7 +34,10 @@ pub(crate) enum FromChild {
     /// The namespaces and mounts are there: time for prestart and createRuntime hooks.
     RunHooks,
     /// Everything is done but the exec. Carries the pty master, if any.
-    Ready,
+    Ready {
+        /// Places in the list of resource limits that the caller has to set.
+        limits: Vec<usize>,
+    },
     /// It gave up.
     Failed(Error),
 }
@@ -198,14 +201,16 @@ mod tests {
     fn a_message_and_its_descriptor_arrive_and_the_end_is_seen() {
         let (mut ours, theirs) = Channel::pair().expect("pair");
         let (fd, _other) = nix::unistd::pipe().expect("pipe");
-        theirs.send(&FromChild::Ready, Some(&fd)).expect("sends");
+        theirs
+            .send(&FromChild::Ready { limits: vec![1] }, Some(&fd))
+            .expect("sends");
         theirs
             .send(&FromChild::Failed(Error::invalid("x")), None)
             .expect("sends");
         drop(theirs);
         assert!(matches!(
             ours.receive().expect("receives"),
-            Some((FromChild::Ready, Some(_)))
+            Some((FromChild::Ready { .. }, Some(_)))
         ));
         assert!(
             matches!(ours.receive().expect("receives"), Some((FromChild::Failed(e), None)) if e == Error::invalid("x"))

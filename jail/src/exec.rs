@@ -98,22 +98,12 @@ pub fn exec(mut exec: Exec<'_>) -> Result<Init> {
         filter,
     };
 
-    let cloned = match &unified_dir {
-        Some(dir) => match sys::clone3(0, Some(dir.as_fd())) {
-            Ok(cloned) => {
-                job.unified = Unified::AlreadyInside;
-                cloned
-            }
-            Err(_) => sys::clone3(0, None).step("fork")?,
-        },
-        None => sys::clone3(0, None).step("fork")?,
-    };
-    let relay = match cloned {
-        Cloned::Child => {
+    let relay = match fork_relay(&mut job, unified_dir.as_ref())? {
+        Some(pid) => pid,
+        None => {
             drop(ours);
             run_relay(job, theirs)
         }
-        Cloned::Parent { pid, .. } => pid,
     };
     drop(theirs);
     drop(job);
@@ -124,8 +114,8 @@ pub fn exec(mut exec: Exec<'_>) -> Result<Init> {
         hooks: None,
     };
     undo.process = Some(adopt_relayed(&mut ours, relay)?);
-    let console = match ours.receive()? {
-        Some((FromChild::Ready, console)) => console,
+    let (console, limits) = match ours.receive()? {
+        Some((FromChild::Ready { limits }, console)) => (console, limits),
         Some((FromChild::Failed(e), _)) => return Err(e),
         Some((other, _)) => {
             return Err(Error::Died {
@@ -136,7 +126,7 @@ pub fn exec(mut exec: Exec<'_>) -> Result<Init> {
         None => return Err(died(&mut undo)),
     };
     if let Some((pid, _)) = &undo.process {
-        limits::apply_from_outside(*pid, exec.process)?;
+        limits::apply_from_outside(*pid, exec.process, &limits)?;
     }
     let (pid, pidfd) = undo.process.take().ok_or_else(|| Error::Died {
         during: "exec".into(),
@@ -150,6 +140,21 @@ pub fn exec(mut exec: Exec<'_>) -> Result<Init> {
         return Err(e);
     }
     Ok(process)
+}
+
+/// The relay's id; `None` in the relay, which is in the v2 cgroup already where that could be had for nothing.
+fn fork_relay(job: &mut Job<'_>, unified: Option<&OwnedFd>) -> Result<Option<Pid>> {
+    if let Some(dir) = unified
+        && !sys::is_threaded()
+        && let Ok(cloned) = sys::clone3(0, Some(dir.as_fd()))
+    {
+        job.unified = Unified::AlreadyInside;
+        return Ok(match cloned {
+            Cloned::Child => None,
+            Cloned::Parent { pid, .. } => Some(pid),
+        });
+    }
+    sys::fork().step("fork")
 }
 
 fn open_target(pid: Pid) -> Result<Target> {

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! own limits → no_new_privs → seccomp (without no_new_privs: while CAP_SYS_ADMIN is there) → bounding set → user, groups
-//!   → working directory → capabilities → command looked up → Ready ─ held ─ released → startContainer hooks
+//!   → working directory → capabilities → command looked up → limits → Ready ─ held ─ released → startContainer hooks
 //!   → (reaper forks) → seccomp (with no_new_privs: as late as can be) → exec
 //! ```
 //! Must not know: how the process got into its namespaces and root.
@@ -108,7 +108,9 @@ fn to_exec(launch: Launch<'_>, channel: Channel) -> Result<Infallible> {
         .ok_or_else(|| Error::invalid("process.args is empty"))?;
     let path = command::find(name, &env)?;
 
-    channel.send(&FromChild::Ready, launch.console)?;
+    // Last, so that nothing of ours is subject to them.
+    let limits = limits::lower_own(process);
+    channel.send(&FromChild::Ready { limits }, launch.console)?;
     let detached = match &launch.hold {
         Hold::Channel => {
             channel.wait_go()?;

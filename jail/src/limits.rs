@@ -1,7 +1,7 @@
 //! What bounds one process rather than a cgroup: resource limits, the OOM score, scheduling and I/O classes, personality.
 //!
-//! Limits and the OOM score are set from outside, by the caller, who has the rights a user namespace takes away; the rest by
-//! the process on itself.
+//! The OOM score, and limits that raise a hard one, are set from outside, by the caller, who has the rights a user namespace
+//! takes away; the rest by the process on itself.
 //! Must not know: cgroups.
 
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use nix::errno::Errno;
 use nix::unistd::Pid;
 use oci_spec::runtime::{
-    IOPriorityClass, LinuxPersonalityDomain, LinuxSchedulerFlag, LinuxSchedulerPolicy,
+    IOPriorityClass, LinuxPersonalityDomain, LinuxSchedulerFlag, LinuxSchedulerPolicy, PosixRlimit,
     PosixRlimitType, Process, Scheduler, Spec,
 };
 
@@ -17,16 +17,26 @@ use crate::error::{Context, Error, Result};
 use crate::namespaces::write_whole;
 use crate::sys::{self, SchedAttr};
 
-/// Sets resource limits and the OOM score of a held process.
-pub(crate) fn apply_from_outside(pid: Pid, process: &Process) -> Result<()> {
-    for limit in process.rlimits().iter().flatten() {
-        let (soft, hard) = (limit.soft(), limit.hard());
-        sys::set_rlimit_of(pid, resource(limit.typ()), soft, hard).map_err(|e| match e {
+/// Sets this process' resource limits as far as it may by itself; returns the places in the list of those that must be set
+/// from outside, because they raise a hard limit.
+pub(crate) fn lower_own(process: &Process) -> Vec<usize> {
+    let list = process.rlimits().iter().flatten().enumerate();
+    list.filter(|(_, limit)| set(Pid::from_raw(0), limit).is_err())
+        .map(|(index, _)| index)
+        .collect()
+}
+
+/// Sets, of a held process, the resource limits it could not set itself, and the OOM score.
+pub(crate) fn apply_from_outside(pid: Pid, process: &Process, limits: &[usize]) -> Result<()> {
+    let list = process.rlimits().as_deref().unwrap_or_default();
+    for limit in limits.iter().filter_map(|index| list.get(*index)) {
+        let to = format!("set {} to {}:{}", limit.typ(), limit.soft(), limit.hard());
+        set(pid, limit).map_err(|e| match e {
             Errno::EPERM => Error::HostUnfit {
-                need: format!("set {} to {soft}:{hard}", limit.typ()),
+                need: to,
                 why: "the hard limit of the caller is lower and it may not raise it (CAP_SYS_RESOURCE)".into(),
             },
-            e => Error::sys(format!("set {} to {soft}:{hard}", limit.typ()), e),
+            e => Error::sys(to, e),
         })?;
     }
     if let Some(score) = process.oom_score_adj() {
@@ -34,6 +44,10 @@ pub(crate) fn apply_from_outside(pid: Pid, process: &Process) -> Result<()> {
         write_whole(&path, score.to_string().as_bytes(), "set the OOM score in")?;
     }
     Ok(())
+}
+
+fn set(pid: Pid, limit: &PosixRlimit) -> std::result::Result<(), Errno> {
+    sys::set_rlimit_of(pid, resource(limit.typ()), limit.soft(), limit.hard())
 }
 
 /// Sets what a process sets on itself.

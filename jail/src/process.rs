@@ -363,8 +363,17 @@ pub fn create(setup: Setup<'_>) -> Result<Init> {
         die_with_parent: setup.die_with_parent,
     };
     let flags = plan.new.bits() as u32 as u64;
-    if plan.relayed {
-        let relay = fork_relay(flags, theirs, job)?;
+    // A bare clone3 leaves the child with whatever locks other threads held; a relay by libc's fork does not.
+    if plan.relayed || sys::is_threaded() {
+        let relay = match sys::fork().step("fork")? {
+            Some(pid) => pid,
+            None => {
+                drop(ours);
+                run_relay(flags, theirs, job)
+            }
+        };
+        drop(theirs);
+        drop(job);
         undo.process = Some(adopt_relayed(&mut ours, relay)?);
     } else {
         // Some sandboxes (and kernels before 5.7) have no CLONE_INTO_CGROUP: then init enters by itself.
@@ -413,7 +422,7 @@ fn supervise<'a>(
         .process
         .as_ref()
         .map_or(Pid::from_raw(0), |(pid, _)| *pid);
-    let console = loop {
+    let (console, limits) = loop {
         match channel.receive()? {
             Some((FromChild::MapIds, _)) => {
                 if let Some(maps) = mappings {
@@ -428,7 +437,7 @@ fn supervise<'a>(
                 }
                 channel.go()?;
             }
-            Some((FromChild::Ready, console)) => break console,
+            Some((FromChild::Ready { limits }, console)) => break (console, limits),
             Some((FromChild::Failed(e), _)) => return Err(e),
             Some((other @ FromChild::Relayed(_), _)) => {
                 return Err(Error::Died {
@@ -439,7 +448,7 @@ fn supervise<'a>(
             None => return Err(died(&mut undo)),
         }
     };
-    limits::apply_from_outside(pid, process)?;
+    limits::apply_from_outside(pid, process, &limits)?;
     let poststart = (!hooks::list(spec, HookKind::Poststart).is_empty()).then(|| {
         Box::new(Poststart {
             spec: spec.clone(),
@@ -474,37 +483,32 @@ pub(crate) fn died(undo: &mut Undo<'_>) -> Error {
     }
 }
 
-/// Forks the process that enters joined namespaces and makes init a child of the caller. Returns the relay's id.
-fn fork_relay(flags: u64, theirs: Channel, mut job: Job<'_>) -> Result<Pid> {
-    match sys::clone3(0, None).step("fork")? {
-        Cloned::Parent { pid, .. } => Ok(pid),
-        Cloned::Child => {
-            let fail = |e: Error| -> ! {
-                let _ = theirs.send(&FromChild::Failed(e), None);
-                sys::exit_now(1)
-            };
-            // With the caller's rights, before a user namespace takes them away.
-            if let Err(e) = job.entrance.enter(Unified::Outside) {
-                fail(Error::sys("enter the cgroup", e));
-            }
-            job.unified = Unified::AlreadyInside;
-            if job.plan.joins(CloneFlags::CLONE_NEWPID)
-                && let Err(e) = sys::set_dumpable(false)
-            {
-                fail(Error::sys("hide from the joined pid namespace", e));
-            }
-            if let Err(e) = namespaces::enter(job.joined) {
-                fail(e);
-            }
-            job.joined = &[];
-            match sys::clone3(flags | libc::CLONE_PARENT as u64, None) {
-                Err(e) => fail(Error::sys("clone the container's init", e)),
-                Ok(Cloned::Child) => init::run(job, theirs),
-                Ok(Cloned::Parent { pid, .. }) => {
-                    let _ = theirs.send(&FromChild::Relayed(pid.as_raw()), None);
-                    sys::exit_now(0)
-                }
-            }
+/// The process that enters joined namespaces and makes init a child of the caller.
+fn run_relay(flags: u64, theirs: Channel, mut job: Job<'_>) -> ! {
+    let fail = |e: Error| -> ! {
+        let _ = theirs.send(&FromChild::Failed(e), None);
+        sys::exit_now(1)
+    };
+    // With the caller's rights, before a user namespace takes them away.
+    if let Err(e) = job.entrance.enter(Unified::Outside) {
+        fail(Error::sys("enter the cgroup", e));
+    }
+    job.unified = Unified::AlreadyInside;
+    if job.plan.joins(CloneFlags::CLONE_NEWPID)
+        && let Err(e) = sys::set_dumpable(false)
+    {
+        fail(Error::sys("hide from the joined pid namespace", e));
+    }
+    if let Err(e) = namespaces::enter(job.joined) {
+        fail(e);
+    }
+    job.joined = &[];
+    match sys::clone3(flags | libc::CLONE_PARENT as u64, None) {
+        Err(e) => fail(Error::sys("clone the container's init", e)),
+        Ok(Cloned::Child) => init::run(job, theirs),
+        Ok(Cloned::Parent { pid, .. }) => {
+            let _ = theirs.send(&FromChild::Relayed(pid.as_raw()), None);
+            sys::exit_now(0)
         }
     }
 }

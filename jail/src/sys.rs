@@ -79,6 +79,20 @@ pub(crate) fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> Sys<Cloned> 
     }
 }
 
+/// fork(2) through libc, which puts its own locks in order: what a caller with several threads needs. `None` in the child.
+pub(crate) fn fork() -> Sys<Option<Pid>> {
+    // SAFETY: the child only goes on with what libc's fork handlers have made usable; see is_threaded's callers.
+    match Errno::result(unsafe { libc::fork() })? {
+        0 => Ok(None),
+        pid => Ok(Some(Pid::from_raw(pid))),
+    }
+}
+
+/// Whether this process has more than one thread: /proc/self/task has a link for each beside its own two.
+pub(crate) fn is_threaded() -> bool {
+    rustix::fs::stat("/proc/self/task").is_ok_and(|task| task.st_nlink > 3)
+}
+
 /// Ends the process at once: no destructors, no atexit. What a forked child must use.
 pub(crate) fn exit_now(code: i32) -> ! {
     // SAFETY: _exit has no preconditions.

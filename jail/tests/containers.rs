@@ -477,6 +477,8 @@ fn limits_scores_and_sysctls() {
     let mut container = Cell::new(
         "ulimit -n; ulimit -Hn; cat /proc/self/oom_score_adj; cat /proc/sys/net/ipv4/ip_forward /proc/sys/kernel/shm_rmid_forced",
     );
+    // As a user: neither it nor, without CAP_SYS_RESOURCE, the caller may set another's limits.
+    container.spec["process"]["user"] = json!({"uid": 1000, "gid": 1000});
     container.spec["process"]["rlimits"] =
         json!([{"type": "RLIMIT_NOFILE", "soft": 77, "hard": 99}]);
     container.spec["process"]["oomScoreAdj"] = json!(321);
