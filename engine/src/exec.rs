@@ -143,7 +143,7 @@ pub(crate) async fn process(
             &definition.host,
             &request,
             &identity,
-            security.no_new_privileges,
+            &security,
             &inner.config.default_ulimits,
         )
     });

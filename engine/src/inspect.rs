@@ -15,6 +15,7 @@ use crate::logs::Driver;
 use crate::open::dir_of;
 use crate::records::{Status, View};
 use crate::spec::mounts;
+use crate::spec::security::Security;
 
 impl Engine {
     /// `GET /containers/ID/json`.
@@ -62,6 +63,7 @@ impl Engine {
             restart_count: i64::from(view.state.restart_count),
             driver: "overlay2".into(),
             platform: definition.platform.clone(),
+            app_armor_profile: apparmor(&definition.host),
             exec_ids: Some(execs).filter(|e| !e.is_empty()),
             host_config: definition.host.clone(),
             graph_driver: api::GraphDriver {
@@ -142,6 +144,14 @@ fn state(view: &View) -> api::ContainerState {
         finished_at: state.finished_at,
         health: view.health.clone(),
     }
+}
+
+fn apparmor(host: &api::HostConfig) -> String {
+    let options = host.security_opt.as_deref().unwrap_or_default();
+    Security::read(options, host.privileged)
+        .ok()
+        .and_then(|s| s.apparmor)
+        .unwrap_or_default()
 }
 
 fn config(view: &View) -> api::ContainerConfig {

@@ -14,6 +14,7 @@
 //!
 //! Must not know: HTTP, KVM, namespaces.
 
+mod admission;
 mod attachment;
 mod commit;
 mod container;

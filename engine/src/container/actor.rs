@@ -192,6 +192,7 @@ impl Actor {
                     return self.remove_quietly().await;
                 }
             }
+            Message::SaveState => self.save_state_or_log().await,
             Message::Quit { done } => {
                 self.stop_timers();
                 let _ = done.send(());
@@ -224,10 +225,18 @@ impl Actor {
             .await
     }
 
-    /// Writes the state down where there is nobody to tell that it failed.
+    /// Writes the state down where there is nobody to tell that it failed: tries again until it succeeds.
     pub(super) async fn save_state_or_log(&self) {
+        const AGAIN: Duration = Duration::from_secs(5);
         if let Err(e) = self.save_state().await {
             tracing::error!(container = self.view.id, error = %e, "the container's state could not be written down");
+            let mailbox = self.mailbox.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(AGAIN).await;
+                if let Some(mailbox) = mailbox.upgrade() {
+                    let _ = mailbox.send(Message::SaveState);
+                }
+            });
         }
     }
 

@@ -116,6 +116,8 @@ pub(crate) enum Message {
     },
     /// The user's `restart` begins or ends: no `--rm` in between.
     KeepOnExit(bool),
+    /// The state could not be written down before: once more.
+    SaveState,
     /// The task ends, the container stays as it is.
     Quit {
         done: oneshot::Sender<()>,

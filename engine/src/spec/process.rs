@@ -8,6 +8,7 @@ use oci_spec::runtime::{
 };
 
 use super::accounts::Identity;
+use super::security::Security;
 use super::{Plan, capabilities, files, resources};
 use crate::error::{Error, Result};
 
@@ -93,7 +94,7 @@ struct Parts<'a> {
     privileged: bool,
     host: &'a api::HostConfig,
     ulimits: &'a [(String, i64, i64)],
-    no_new_privileges: bool,
+    security: &'a Security,
     console_size: Option<(u16, u16)>,
 }
 
@@ -129,7 +130,10 @@ fn assemble(p: Parts<'_>) -> Result<Process> {
         .cwd(cwd(&p.cwd)?)
         .capabilities(capabilities)
         .rlimits(rlimits(p.host, p.ulimits)?)
-        .no_new_privileges(p.no_new_privileges);
+        .no_new_privileges(p.security.no_new_privileges);
+    if let Some(profile) = &p.security.apparmor {
+        builder = builder.apparmor_profile(profile);
+    }
     if p.host.oom_score_adj != 0 {
         let adj = i32::try_from(p.host.oom_score_adj)
             .ok()
@@ -166,7 +170,7 @@ pub(crate) fn init(plan: &Plan<'_>) -> Result<Process> {
         privileged: plan.host.privileged,
         host: plan.host,
         ulimits: plan.default_ulimits,
-        no_new_privileges: plan.security.no_new_privileges,
+        security: plan.security,
         console_size: plan.console_size,
     })
 }
@@ -178,7 +182,7 @@ pub(crate) fn exec(
     host: &api::HostConfig,
     request: &api::ExecCreateBody,
     identity: &Identity,
-    no_new_privileges: bool,
+    security: &Security,
     ulimits: &[(String, i64, i64)],
 ) -> Result<Process> {
     let env = environment(config, id, request.tty, &identity.home);
@@ -196,7 +200,7 @@ pub(crate) fn exec(
         privileged: host.privileged || request.privileged,
         host,
         ulimits,
-        no_new_privileges,
+        security,
         console_size: None,
     })
 }

@@ -20,6 +20,8 @@ pub(crate) enum Seccomp {
 pub(crate) struct Security {
     pub no_new_privileges: bool,
     pub seccomp: Seccomp,
+    /// The profile to switch to.
+    pub apparmor: Option<String>,
     /// `systempaths=unconfined`: nothing masked, nothing read-only.
     pub system_paths_unconfined: bool,
     /// `writable-cgroups=true`.
@@ -37,6 +39,7 @@ impl Security {
             } else {
                 Seccomp::Default
             },
+            apparmor: None,
             system_paths_unconfined: false,
             writable_cgroups: false,
             warnings: Vec::new(),
@@ -68,18 +71,13 @@ impl Security {
                     }
                 }
                 "systempaths" if value == "unconfined" => security.system_paths_unconfined = true,
-                "apparmor" => {
-                    if value != "unconfined" && !apparmor_enabled() {
-                        security.warnings.push(format!(
-                            "AppArmor is not enabled on this host: the profile \"{value}\" has no effect."
-                        ));
-                    } else if value != "unconfined" {
-                        return Err(Error::not_implemented(format!(
-                            "AppArmor profiles cannot be applied by this version of caisson: leave out --security-opt apparmor={value} \
-                             or use apparmor=unconfined"
-                        )));
-                    }
-                }
+                "apparmor" => match value {
+                    "unconfined" => security.apparmor = None,
+                    profile if apparmor_enabled() => security.apparmor = Some(profile.into()),
+                    profile => security.warnings.push(format!(
+                        "AppArmor is not enabled on this host: the profile \"{profile}\" has no effect."
+                    )),
+                },
                 "label" => {
                     if value != "disable" {
                         security.warnings.push(format!(
