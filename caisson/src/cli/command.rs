@@ -147,6 +147,8 @@ pub struct Command {
     pub operands: Operands,
     /// Whether options may follow operands.
     pub interspersed: bool,
+    /// Whether everything after the name is another program's business, `--help` included.
+    pub passes_through: bool,
     /// Performs it.
     pub run: fn(Rc<Session>, Parsed) -> Running,
 }
@@ -162,6 +164,7 @@ pub const COMMAND: Command = Command {
     flags: &[],
     operands: Operands::None,
     interspersed: true,
+    passes_through: false,
     run: |_, _| Box::pin(async { Err(Failure::new("this command does nothing")) }),
 };
 

@@ -148,6 +148,13 @@ pub struct Parsed {
 }
 
 impl Parsed {
+    /// Words taken as they are, for a command that is another program's.
+    pub fn of_operands(words: &[String]) -> Self {
+        Parsed {
+            operands: words.to_vec(),
+            ..Parsed::default()
+        }
+    }
     /// Whether the flag was given at all.
     pub fn given(&self, name: &str) -> bool {
         self.values.contains_key(name)

@@ -56,7 +56,7 @@ pub const COMMANDS: &[Command] = &[
         about: "The OCI runtime command line (caisson-oci), for podman, containerd and others",
         examples: &["oci --version", "oci run --bundle ./bundle box"],
         operands: Operands::Any,
-        interspersed: false,
+        passes_through: true,
         run: |_, p| Box::pin(async move { oci(&p) }),
         ..COMMAND
     },

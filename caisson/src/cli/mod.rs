@@ -126,7 +126,12 @@ fn perform(
     words: &[String],
     global: Parsed,
 ) -> Result<u8, Failure> {
-    let parsed = flags::parse(command.flags, command.interspersed, words).map_err(|e| {
+    let parsed = if command.passes_through {
+        Ok(Parsed::of_operands(words))
+    } else {
+        flags::parse(command.flags, command.interspersed, words)
+    };
+    let parsed = parsed.map_err(|e| {
         usage_failure(
             &e,
             &usage::usage_line(command, &path),

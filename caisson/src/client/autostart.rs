@@ -13,7 +13,7 @@
 //! ```
 
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -40,8 +40,17 @@ pub async fn ensure_daemon(socket: &Path) -> Result<(), String> {
         .map_err(|e| format!("starting the daemon was interrupted: {e}"))?
 }
 
+/// Whether a daemon serves requests there: a socket that only accepts may belong to one that is about to fail.
 fn answers(socket: &Path) -> bool {
-    std::os::unix::net::UnixStream::connect(socket).is_ok()
+    let ping = || -> std::io::Result<bool> {
+        let mut stream = std::os::unix::net::UnixStream::connect(socket)?;
+        stream.set_read_timeout(Some(READY_WITHIN))?;
+        stream.write_all(b"GET /_ping HTTP/1.1\r\nHost: caisson\r\nConnection: close\r\n\r\n")?;
+        let mut status = [0u8; 12];
+        stream.read_exact(&mut status)?;
+        Ok(&status == b"HTTP/1.1 200")
+    };
+    ping().unwrap_or(false)
 }
 
 fn start_once(socket: &Path) -> Result<(), String> {
@@ -147,5 +156,43 @@ fn tail(path: &Path, from: u64) -> String {
                 .join("\n")
         }
         Err(e) => format!("  (unreadable: {e})"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_answered_ping_counts_as_a_daemon() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let socket = directory.path().join("s");
+        assert!(!answers(&socket), "nothing there");
+        let listener = std::os::unix::net::UnixListener::bind(&socket).expect("bound");
+        let server = std::thread::spawn(move || {
+            for reply in [
+                &b""[..],
+                b"HTTP/1.1 500 Oops\r\n\r\n",
+                b"HTTP/1.1 200 OK\r\n\r\nOK",
+            ] {
+                let (mut stream, _) = listener.accept().expect("a client");
+                let mut request = [0u8; 16];
+                stream.read_exact(&mut request).expect("a request");
+                stream.write_all(reply).expect("sent");
+            }
+        });
+        assert!(!answers(&socket), "accepted and closed");
+        assert!(!answers(&socket), "an error");
+        assert!(answers(&socket), "a daemon");
+        server.join().expect("served");
+    }
+
+    #[test]
+    fn the_tail_shows_what_this_start_wrote() {
+        let file = tempfile::NamedTempFile::new().expect("temporary file");
+        std::fs::write(file.path(), "old\nnew one\nnew two\n").expect("written");
+        assert_eq!(tail(file.path(), 4), "  new one\n  new two");
+        assert_eq!(tail(file.path(), 20), "  (empty)");
+        assert!(tail(Path::new("/nonexistent/x"), 0).starts_with("  (unreadable"));
     }
 }
