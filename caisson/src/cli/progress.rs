@@ -122,6 +122,10 @@ pub async fn show(mut messages: JsonStream, place: Place) -> Result<(), Failure>
         if !message.error.is_empty() {
             return Err(Failure::new(message.error));
         }
+        // Facts for programs (a digest, an id) come as messages of their own.
+        if message.aux.is_some() {
+            continue;
+        }
         let empty = message.status.is_empty()
             && message.stream.is_empty()
             && message.progress_detail.is_none();

@@ -125,11 +125,23 @@ async fn login(session: Rc<Session>, parsed: Parsed) -> Outcome {
     if username.is_empty() && secret.is_empty() {
         // Credentials that are already there are tried first.
         if let Some(known) = session.config.credentials(&registry)? {
-            output::line("Authenticating with existing credentials...")?;
-            if let Ok(answer) = authenticate(&session, &registry, &known).await {
-                return finish(&session, &registry, known, &answer);
+            output::complain(format!(
+                "Authenticating with existing credentials... [Username: {}]",
+                known.username
+            ));
+            output::complain(
+                "\n Info -> To login with a different account, run 'caisson logout' followed by 'caisson login'\n",
+            );
+            match authenticate(&session, &registry, &known).await {
+                Ok(answer) if answer.identity_token.is_empty() => {
+                    output::print(succeeded(&answer))?;
+                    return Ok(0);
+                }
+                Ok(answer) => return finish(&session, &registry, known, &answer),
+                Err(failure) => {
+                    output::complain(format!("Login did not succeed, error: {}", failure.message))
+                }
             }
-            output::complain("Login did not succeed, error: the stored credentials were refused");
         }
     }
     if username.is_empty() || secret.is_empty() {
@@ -184,14 +196,21 @@ fn finish(
     if !in_helper {
         let file = session.config.directory().join("config.json");
         output::complain(format!(
-            "\nWARNING! Your credentials are stored unencrypted in '{}'.\nConfigure a credential helper to remove this warning. See\nhttps://docs.docker.com/go/credential-store/\n",
+            "\nWARNING! Your credentials are stored unencrypted in '{}'.\nConfigure a credential helper to remove this warning. See\nhttps://docs.docker.com/go/credential-store/",
             file.display()
         ));
     }
-    if !answer.status.is_empty() {
-        output::line(&answer.status)?;
-    }
+    output::print(succeeded(answer))?;
     Ok(0)
+}
+
+/// The daemon's word for it, set off from what came before.
+fn succeeded(answer: &AuthResponse) -> String {
+    if answer.status.is_empty() {
+        String::new()
+    } else {
+        format!("\n{}\n", answer.status)
+    }
 }
 
 async fn logout(session: Rc<Session>, parsed: Parsed) -> Outcome {
