@@ -36,6 +36,10 @@ try:
     code, (out, err) = container.exec_run(["sh", "-c", "echo o; echo e >&2; exit 4"], demux=True)
     assert (code, out, err) == (4, b"o\n", b"e\n"), (code, out, err)
 
+    for number in range(20):  # the SDK loses what comes together with the answer's head
+        code, output = container.exec_run(["echo", str(number)])
+        assert (code, output) == (0, b"%d\n" % number), (code, output)
+
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as tar:
         info = tarfile.TarInfo("file")

@@ -11,6 +11,7 @@
 
 use std::io;
 use std::pin::Pin;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
@@ -81,19 +82,39 @@ fn payload(output: Output) -> Bytes {
     }
 }
 
-/// A client's request for a connection of its own: present when it sent `Upgrade`.
-pub fn upgrade_of(headers: &HeaderMap, extensions: &mut http::Extensions) -> Option<OnUpgrade> {
+/// A client's request for a connection of its own.
+pub struct Upgrade {
+    connection: OnUpgrade,
+    /// How long the client needs to read the answer's head. docker-py reads it with a buffer and the stream without, and so
+    /// loses what arrives together with the head; dockerd is merely slow enough for that not to be noticed.
+    patience: Duration,
+}
+
+/// Present when the client sent `Upgrade`.
+pub fn upgrade_of(headers: &HeaderMap, extensions: &mut http::Extensions) -> Option<Upgrade> {
     if !headers.contains_key(header::UPGRADE) {
         return None;
     }
-    extensions.remove::<OnUpgrade>()
+    let agent = headers
+        .get(header::USER_AGENT)
+        .and_then(|a| a.to_str().ok())
+        .unwrap_or_default();
+    let buffers = agent.starts_with("docker-sdk-python") || agent.starts_with("docker-py");
+    Some(Upgrade {
+        connection: extensions.remove::<OnUpgrade>()?,
+        patience: if buffers {
+            Duration::from_millis(30)
+        } else {
+            Duration::ZERO
+        },
+    })
 }
 
 /// Connects a client to an attachment: over a connection of its own when it asked for one, else output as the answer and
 /// the request's body as input.
 pub fn connect(
     attachment: Attachment,
-    upgrade: Option<OnUpgrade>,
+    upgrade: Option<Upgrade>,
     body: Body,
     version: ApiVersion,
 ) -> Response {
@@ -112,17 +133,17 @@ pub fn connect(
     }
 }
 
-/// Takes a connection over; `attaching` begins once the client has the answer's head. What is said before that may be lost
-/// on clients that read the head with a buffer and the stream without (docker-py).
+/// Takes a connection over; `attaching` begins once the client has the answer's head.
 pub fn take_over(
-    upgrade: OnUpgrade,
+    upgrade: Upgrade,
     framing: Framing,
     version: ApiVersion,
     attaching: impl Future<Output = Attachment> + Send + 'static,
 ) -> Response {
     tokio::spawn(async move {
-        match upgrade.await {
+        match upgrade.connection.await {
             Ok(connection) => {
+                tokio::time::sleep(upgrade.patience).await;
                 let attachment = attaching.await;
                 let (reader, writer) = tokio::io::split(TokioIo::new(connection));
                 pump(reader, writer, attachment, framing).await;
