@@ -98,6 +98,9 @@ fn to_exec(launch: Launch<'_>, channel: Channel) -> Result<Infallible> {
         sys::signal_on_parent_death(libc::SIGKILL).step("ask to die with the parent")?;
     }
 
+    // While it is held, an exec could already run beside it: our descriptors and memory are not for its eyes. execve undoes this.
+    sys::set_dumpable(false).step("hide from the container")?;
+
     let mut env = process.env().clone().unwrap_or_default();
     if let Some(home) = home {
         env.push(format!("HOME={home}"));
