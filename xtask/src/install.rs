@@ -1,4 +1,4 @@
-//! Installs the programs, the systemd unit, completions and man pages beneath a prefix.
+//! Installs the programs, the systemd units, completions and man pages beneath a prefix.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::build::PROGRAMS;
-use crate::shell::output;
+use crate::shell::{output, root};
 
 /// Where to.
 #[derive(clap::Args)]
@@ -54,13 +54,20 @@ pub fn run(options: &Options) -> Result<()> {
     let pages = beneath(&options.prefix.join("share/man/man1"));
     fs::create_dir_all(&pages)?;
     output(Command::new(&caisson).arg("man").arg(&pages))?;
-    place(
-        &beneath(Path::new("/etc/systemd/system/caisson.service")),
-        unit(&bin).as_bytes(),
-        0o644,
-    )?;
+    for unit in ["caisson.service", "caisson.socket"] {
+        let text = fs::read_to_string(root().join("contrib/systemd").join(unit))?;
+        let text = text.replace(
+            "/usr/bin/caisson",
+            &bin.join("caisson").display().to_string(),
+        );
+        place(
+            &beneath(&Path::new("/etc/systemd/system").join(unit)),
+            text.as_bytes(),
+            0o644,
+        )?;
+    }
     println!(
-        "install: done. Start it with `systemctl enable --now caisson`, or let the first command start it."
+        "install: done. Start it with `systemctl enable --now caisson.socket`, or let the first command start it."
     );
     Ok(())
 }
@@ -75,32 +82,4 @@ fn place(path: &Path, content: &[u8], mode: u32) -> Result<()> {
     fs::rename(&partial, path).with_context(|| format!("cannot write {}", path.display()))?;
     println!("install: {}", path.display());
     Ok(())
-}
-
-/// Containers outlive the daemon, so systemd must end the daemon's process alone.
-fn unit(bin: &Path) -> String {
-    format!(
-        "[Unit]
-Description=caisson container engine
-Documentation=man:caisson(1)
-After=network-online.target local-fs.target
-Wants=network-online.target
-
-[Service]
-ExecStart={}/caisson daemon
-Restart=on-failure
-RestartSec=1
-KillMode=process
-Delegate=yes
-LimitNOFILE=1048576
-LimitNPROC=infinity
-LimitCORE=infinity
-TasksMax=infinity
-OOMScoreAdjust=-500
-
-[Install]
-WantedBy=multi-user.target
-",
-        bin.display()
-    )
 }

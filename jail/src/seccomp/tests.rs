@@ -1,3 +1,5 @@
+//! What profiles mean: tables, and a comparison of the compiled filter with the profile on random system calls.
+
 use std::collections::BTreeSet;
 use std::time::Instant;
 

@@ -1,3 +1,5 @@
+//! Limits as tables: what is written where on hosts of either cgroup version.
+
 use std::collections::BTreeMap;
 
 use super::*;
