@@ -1,4 +1,7 @@
 //! What the shim leaves on disk for the daemon that comes later. The files are those of `protocol::layout`.
+//!
+//! They outlive the shim, not the machine: what they tell of is gone with the machine, and the exec root is usually in
+//! memory anyway. So they appear complete, by a rename, but nobody waits for a disk (up to 15 ms per container, measured).
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -48,7 +51,6 @@ fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let temporary = path.with_extension("tmp");
     let mut file = File::create(&temporary)?;
     file.write_all(content)?;
-    file.sync_all()?;
     fs::rename(&temporary, path)
 }
 
