@@ -216,7 +216,8 @@ pub async fn post_one(
             let feed = app
                 .engine
                 .image_push(name, params.get("tag"), credentials(&headers)?)
-                .await?;
+                .await
+                .map_err(refused_by_registry)?;
             Ok(progress(feed))
         }
         _ => Err(ApiError::not_found("page not found")),
@@ -253,7 +254,8 @@ pub async fn distribution(
     Ok(json(
         &app.engine
             .image_distribution(name, credentials(&headers)?)
-            .await?,
+            .await
+            .map_err(refused_by_registry)?,
     ))
 }
 

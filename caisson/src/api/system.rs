@@ -111,5 +111,10 @@ pub async fn disk_usage(State(app): State<App>, params: Params, version: ApiVers
     if version < ApiVersion(1, 42) {
         usage.builder_size = Some(0);
     }
+    if version < ApiVersion(1, 44) {
+        for image in &mut usage.images {
+            image.virtual_size = Some(image.size);
+        }
+    }
     Ok(json(&usage))
 }
