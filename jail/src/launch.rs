@@ -73,6 +73,9 @@ fn to_exec(launch: Launch<'_>, channel: Channel) -> Result<Infallible> {
     let no_new_privs = process.no_new_privileges().unwrap_or(false);
     let home = default_home(process);
 
+    if launch.reaper {
+        reaper::take_name();
+    }
     limits::apply_to_self(process, launch.spec)?;
     launch.on_exec.apply()?;
     if no_new_privs {

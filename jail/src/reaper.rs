@@ -14,6 +14,15 @@ use nix::unistd::Pid;
 use crate::error::{Context, Result};
 use crate::sys::{self, Cloned};
 
+/// Goes by a name of its own: the program's arguments tell of the host. While the privilege for it is still there; in a user
+/// namespace it is not, and nothing worse than a path is seen.
+pub(crate) fn take_name() {
+    if let Err(errno) = sys::show_as(c"caisson-init") {
+        tracing::debug!(%errno, "the reaper keeps its command line");
+    }
+    let _ = nix::sys::prctl::set_name(c"caisson-init");
+}
+
 /// Forks. Returns in the child, which is to execute the command; the parent becomes the reaper and never returns.
 pub(crate) fn fork_command() -> Result<()> {
     // Blocked before the child exists, so that no signal is lost; the child unblocks them before exec.

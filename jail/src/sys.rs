@@ -439,6 +439,35 @@ fn prctl1(option: libc::c_int, value: libc::c_ulong) -> Sys<()> {
     Errno::result(unsafe { libc::prctl(option, value, 0, 0, 0) }).map(drop)
 }
 
+/// Lets /proc/PID/cmdline show `text` instead of what this program was called with. Needs CAP_SYS_RESOURCE on the host.
+pub(crate) fn show_as(text: &'static CStr) -> Sys<()> {
+    let bytes = text.to_bytes_with_nul();
+    let start = bytes.as_ptr() as libc::c_ulong;
+    let bounds = [
+        (libc::PR_SET_MM_ARG_START, start),
+        (
+            libc::PR_SET_MM_ARG_END,
+            start + bytes.len() as libc::c_ulong,
+        ),
+    ];
+    let set = |(which, address): (libc::c_int, libc::c_ulong)| {
+        // SAFETY: the kernel notes an address inside `text`, which is never unmapped; nothing is written there.
+        Errno::result(unsafe { libc::prctl(libc::PR_SET_MM, which, address, 0, 0) }).map(drop)
+    };
+    // The start must never lie behind the end: which goes first depends on where the old ones are.
+    let [first, last] = bounds;
+    match set(first) {
+        Err(Errno::EINVAL) => {
+            set(last)?;
+            set(first)
+        }
+        other => {
+            other?;
+            set(last)
+        }
+    }
+}
+
 /// PR_SET_KEEPCAPS.
 pub(crate) fn keep_caps(on: bool) -> Sys<()> {
     prctl1(libc::PR_SET_KEEPCAPS, libc::c_ulong::from(on))

@@ -65,6 +65,9 @@ fn limit_hint(write: &Write, source: &std::io::Error) -> &'static str {
         ) => {
             " (a period is 1000 to 1000000 µs, a quota at least 1000 µs and, like a burst, no more than the parent cgroup's)"
         }
+        ("cpu.rt_runtime_us" | "cpu.rt_period_us", Some(libc::EINVAL)) => {
+            " (the parent cgroup has no realtime budget left: its cpu.rt_runtime_us comes first)"
+        }
         (file, Some(libc::ENODEV)) if file.starts_with("blkio.") || file.starts_with("io.") => {
             " (there is no such block device)"
         }
