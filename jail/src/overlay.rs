@@ -101,10 +101,20 @@ fn layer_by_layer(lower: &[PathBuf], upper: &Path, work: &Path) -> Result<Option
     }
     set("upperdir", upper, &mut held).step_at("set overlay upper", upper)?;
     set("workdir", work, &mut held).step_at("set overlay work directory", work)?;
-    rustix::mount::fsconfig_create(&fs).map_err(|e| {
-        let log = mounts::kernel_log(fs.as_fd());
-        Error::sys_at(format!("mount overlay ({log}) over"), upper, e)
-    })?;
+    match rustix::mount::fsconfig_create(&fs) {
+        Ok(()) => {}
+        // Before Linux 6.5 overlayfs reads its options only now, and knows no `lowerdir+`: mount(2) says better what is
+        // wrong, if that was not it.
+        Err(Errno::INVAL) => return Ok(None),
+        Err(e) => {
+            let log = mounts::kernel_log(fs.as_fd());
+            return Err(Error::sys_at(
+                format!("mount overlay ({log}) over"),
+                upper,
+                e,
+            ));
+        }
+    }
     rustix::mount::fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
         .step("mount overlay")
         .map(Some)
@@ -176,7 +186,7 @@ fn escape(path: &Path, special: &[u8], out: &mut Vec<u8>) {
 }
 
 /// Overlays want attached mounts to work on: idmapped copies of the layers are put on a scratch tmpfs at the target, which
-/// goes away again before the overlay takes its place.
+/// goes away again before the overlay takes its place, or lies below it where the kernel has no `lowerdir+`.
 fn mount_shifted(
     lower: &[PathBuf],
     upper: &Path,
@@ -188,7 +198,7 @@ fn mount_shifted(
     let scratch = mounts::new_filesystem("tmpfs", "tmpfs", &MountOptions::default(), false)?;
     let at = open_host_path(target).step_at("open mount point", target)?;
     mounts::move_onto(scratch.as_fd(), at.as_fd()).step_at("mount a scratch tmpfs at", target)?;
-    let _gone = Unmount(target);
+    let gone = Unmount(target);
     let shifted = |dir: &Path, name: &str| -> Result<PathBuf> {
         let tree = mounts::open_tree(dir, Bind::One)?;
         let shift = MountAttr {
@@ -230,13 +240,19 @@ fn mount_shifted(
     let (Some(upper), Some(work)) = (upper.file_name(), work.file_name()) else {
         return Err(Error::invalid("upper and work directories need names"));
     };
-    let mount = || layer_by_layer(&layers, &top.join(upper), &top.join(work));
-    let tree = as_root_of(maps, mount)?.ok_or_else(|| Error::HostUnfit {
-        need: "mount an overlay of idmapped layers".into(),
-        why: "that needs Linux 6.5".into(),
-    })?;
-    drop(_gone);
-    mounts::move_onto(tree.as_fd(), at.as_fd()).step_at("mount overlay at", target)
+    let (upper, work) = (top.join(upper), top.join(work));
+    match as_root_of(maps, || layer_by_layer(&layers, &upper, &work))? {
+        Some(tree) => {
+            drop(gone);
+            mounts::move_onto(tree.as_fd(), at.as_fd()).step_at("mount overlay at", target)
+        }
+        None => {
+            // Covers the scratch tmpfs, which ends with the caller's mount namespace.
+            as_root_of(maps, || in_one_string(&layers, &upper, &work, target))?;
+            std::mem::forget(gone);
+            Ok(())
+        }
+    }
 }
 
 /// An overlay works on its upper with the credentials of whoever mounted it, and host root's ids do not exist on mounts

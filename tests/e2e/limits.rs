@@ -91,7 +91,7 @@ fn cpu_quota_throttles(t: &Test) {
     let throttled = t.sh(
         &["--cpus", "0.1"],
         &format!(
-            "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done; {}",
+            "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; {}",
             control("cpu/cpu.stat", "cpu.stat")
         ),
     );

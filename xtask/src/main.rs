@@ -12,6 +12,7 @@ mod build;
 mod demo;
 mod images;
 mod install;
+mod lab;
 mod setup;
 mod shell;
 mod statistics;
@@ -45,6 +46,8 @@ enum Task {
     Images,
     /// Measure against crun, runc and dockerd on this machine
     Bench(bench::Options),
+    /// Run a command in a software machine with cgroup v2 and /dev/kvm, whatever this one has
+    Lab(lab::Lab),
     /// Install programs, systemd unit, completions and man pages
     Install(install::Options),
 }
@@ -72,6 +75,7 @@ fn run() -> Result<()> {
         Task::Tidy => tidy::run(),
         Task::Images => images::run().map(drop),
         Task::Bench(options) => bench::run(&options),
+        Task::Lab(options) => std::process::exit(lab::run(&shell::target(), &options)?),
         Task::Install(options) => install::run(&options),
     }
 }

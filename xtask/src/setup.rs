@@ -65,6 +65,9 @@ const TEST: &[Need] = &[
     need("e2fsprogs", "mkfs.ext4", "a small disk that fills up"),
     need("util-linux", "setpriv", "terminals and other users"),
     need("procps", "ps", "top"),
+    need("qemu-system-x86", "qemu-system-x86_64", "the lab"),
+    need("cpio", "cpio", "the lab"),
+    need("kmod", "modprobe", "the lab"),
     need("uidmap", "newuidmap", "subordinate ids for user namespaces"),
 ];
 

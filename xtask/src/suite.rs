@@ -5,13 +5,14 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use crate::shell::{cargo, is_root, target};
-use crate::{images, setup};
+use crate::shell::{cargo, is_root, on_path, target};
+use crate::{images, lab, setup};
 
 /// What to run.
 #[derive(clap::Args)]
@@ -24,6 +25,9 @@ pub struct Options {
     /// Only units and contract suites
     #[arg(long, conflicts_with = "e2e")]
     units: bool,
+    /// Only the cases that run in the lab
+    #[arg(long, conflicts_with_all = ["e2e", "units"])]
+    lab: bool,
     /// Do not install packages or make images: skip what misses them
     #[arg(long)]
     offline: bool,
@@ -50,7 +54,7 @@ pub fn run(options: &Options) -> Result<()> {
     }
     let mut tally = Tally::default();
     let filter: Vec<&str> = options.filter.as_deref().into_iter().collect();
-    if !options.e2e {
+    if !options.e2e && !options.lab {
         let mut units = cargo();
         units
             .args([
@@ -66,6 +70,7 @@ pub fn run(options: &Options) -> Result<()> {
     }
     if !options.units {
         if !options.offline
+            && !options.lab
             && is_root()
             && let Err(error) = images::run()
         {
@@ -86,14 +91,19 @@ pub fn run(options: &Options) -> Result<()> {
             target().join("debug")
         };
         if is_root() {
-            let mut cases = cargo();
-            cases
-                .args(["test", "-p", "caisson-tests", "--no-fail-fast", "--"])
-                .args(&filter);
-            cases
-                .env("CAISSON_BIN_DIR", binaries)
-                .env("CAISSON_TEST_IMAGES", images::directory());
-            suite("end to end", &mut cases, &mut tally)?;
+            if !options.lab {
+                let mut cases = cargo();
+                cases
+                    .args(["test", "-p", "caisson-tests", "--no-fail-fast", "--"])
+                    .args(&filter);
+                cases
+                    .env("CAISSON_BIN_DIR", &binaries)
+                    .env("CAISSON_TEST_IMAGES", images::directory());
+                suite("end to end", &mut cases, &mut tally)?;
+            }
+            if options.filter.is_none() {
+                in_the_lab(&binaries, &mut tally)?;
+            }
         } else {
             tally.skipped += 1;
             *tally
@@ -107,6 +117,61 @@ pub fn run(options: &Options) -> Result<()> {
         std::process::exit(1);
     }
     Ok(())
+}
+
+/// Cases that depend on the host's cgroups and kernel, once more on cgroup v2 and an older kernel.
+const LAB_CASES: [&str; 3] = ["limits::", "wall::user_namespace", "wall::device"];
+
+fn in_the_lab(binaries: &Path, tally: &mut Tally) -> Result<()> {
+    if let Some(reason) = lab::missing() {
+        tally.skipped += 1;
+        *tally.reasons.entry(reason).or_default() += 1;
+        return Ok(());
+    }
+    let payload = target().join("lab/payload");
+    let bin = payload.join("bin");
+    std::fs::create_dir_all(&bin)?;
+    let strip = |from: &Path, to: &Path| {
+        crate::shell::run(Command::new("strip").arg("-o").arg(to).arg(from))
+    };
+    for program in ["caisson", "caisson-shim", "caisson-oci"] {
+        strip(&binaries.join(program), &bin.join(program))?;
+    }
+    strip(&test_program("e2e")?, &payload.join("e2e"))?;
+    if let Some(docker) = on_path("docker") {
+        std::fs::copy(docker, bin.join("docker"))?;
+    }
+    let cases = LAB_CASES.join(" ");
+    let script = format!(
+        "export PATH=/payload/bin:$PATH CAISSON_BIN_DIR=/payload/bin; for f in {cases}; do ./e2e $f; done"
+    );
+    let mut machine = Command::new(std::env::current_exe()?);
+    machine
+        .args(["lab", "--memory-mib", "5000", "--payload"])
+        .arg(&payload)
+        .args(["--", &script]);
+    suite(
+        "end to end in the lab: cgroup v2, Linux 6.1",
+        &mut machine,
+        tally,
+    )
+}
+
+/// The test program that cargo built under this name.
+fn test_program(name: &str) -> Result<PathBuf> {
+    let listed = crate::shell::output(cargo().args([
+        "test",
+        "-p",
+        "caisson-tests",
+        "--no-run",
+        "--message-format=json",
+    ]))?;
+    listed
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .filter(|message| message["target"]["name"] == name)
+        .find_map(|message| Some(PathBuf::from(message["executable"].as_str()?)))
+        .with_context(|| format!("cargo built no test program {name}"))
 }
 
 fn suite(name: &str, command: &mut Command, tally: &mut Tally) -> Result<()> {
