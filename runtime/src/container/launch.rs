@@ -131,8 +131,7 @@ impl Drop for Launch {
 
 async fn take_back(program: &ShimProgram, dir: &Path, pidfd: Option<OwnedFd>) -> Result<()> {
     if let Some(pidfd) = pidfd {
-        let _ = pidfd_send_signal(&pidfd, Signal::KILL);
-        ended(pidfd).await;
+        kill(pidfd).await;
     }
     clean_up(program, dir).await?;
     remove_dir(dir).await
@@ -161,6 +160,12 @@ pub(super) async fn remove_dir(dir: &Path) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// Kills a process and waits for its end.
+pub(super) async fn kill(pidfd: OwnedFd) {
+    let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+    ended(pidfd).await;
 }
 
 /// Waits for the end of a process that need not be ours.

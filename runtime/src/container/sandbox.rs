@@ -28,6 +28,9 @@ use crate::{
 /// what the processes wrote, and then goes on without us.
 const SHIM_END: Duration = Duration::from_secs(2);
 
+/// How long the shim may take to kill and release everything before it is taken for stuck. It gives up itself much sooner.
+const SHIM_STUCK: Duration = Duration::from_secs(30);
+
 /// How soon a broken connection to a living shim is tried again.
 const RETRY: Duration = Duration::from_millis(50);
 
@@ -354,16 +357,14 @@ impl Sandbox for ContainerSandbox {
             .and_then(|json| serde_json::from_slice(&json).ok());
         let shim = record.and_then(|record| launch::open_pid(record.pid));
         let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
-        match self
-            .order(Request::Destroy(DestroyRequest { grace_ms }))
-            .await
-        {
-            Ok(()) => {
+        let destroyed = self.order(Request::Destroy(DestroyRequest { grace_ms }));
+        match tokio::time::timeout(grace.saturating_add(SHIM_STUCK), destroyed).await {
+            Ok(Ok(())) => {
                 if let Some(shim) = shim {
                     let _ = tokio::time::timeout(SHIM_END, launch::ended(shim)).await;
                 }
             }
-            Err(error) if error.kind == ErrorKind::Lost => {
+            Ok(Err(error)) if error.kind == ErrorKind::Lost => {
                 let _one = inner.cleaning.lock().await;
                 if lock(&inner.ended).is_some() {
                     return Ok(());
@@ -376,7 +377,18 @@ impl Sandbox for ContainerSandbox {
                     launch::clean_up(&inner.program, &inner.dir).await?;
                 }
             }
-            Err(error) => return Err(error),
+            Ok(Err(error)) => return Err(error),
+            Err(_) => {
+                let _one = inner.cleaning.lock().await;
+                tracing::error!(container = %inner.id, isolation = "container", "the shim does not answer: killing it");
+                // It still listens, so the process of that number is it.
+                if let Some(shim) = shim
+                    && !inner.control.is_gone().await
+                {
+                    launch::kill(shim).await;
+                }
+                launch::clean_up(&inner.program, &inner.dir).await?;
+            }
         }
         inner.keep_exits();
         launch::remove_dir(&inner.dir).await

@@ -15,7 +15,8 @@ crate::contract! {
     a_restarted_daemon_finds_everything, a_restarted_daemon_learns_exit_codes, a_killed_supervisor_takes_its_processes_along,
     a_killed_supervisor_is_found_by_a_restarted_daemon, a_supervisor_killed_before_the_first_process,
     nothing_is_recovered_from_nothing, garbage_only_loses_its_connection, the_directory_is_private,
-    a_half_made_sandbox_is_removed_on_recovery,
+    a_half_made_sandbox_is_removed_on_recovery, without_a_pid_namespace_nothing_survives_either,
+    polite_signals_do_not_end_a_supervisor, a_stuck_supervisor_is_killed,
 }
 
 fn supervisor_pid(bench: &Bench, sandbox: &dyn Sandbox) -> Pid {
@@ -253,4 +254,72 @@ async fn the_directory_is_private(bench: &Bench) {
         );
     }
     sandbox.destroy(Duration::ZERO).await.expect("destroyed");
+}
+
+fn on_host_pids() -> Wish {
+    let namespaces = serde_json::json!([{"type": "ipc"}, {"type": "uts"}, {"type": "mount"}, {"type": "network"}]);
+    Wish {
+        spec: serde_json::json!({"linux": {"namespaces": namespaces}}),
+        ..Wish::default()
+    }
+}
+
+async fn without_a_pid_namespace_nothing_survives_either(bench: &Bench) {
+    let init = ProcessId::init();
+    for kill_supervisor in [false, true] {
+        let sandbox = bench.create_with(on_host_pids()).await;
+        // A grandchild whose parent ends is nobody's but the supervisor's.
+        let script = "(sleep 1000 & echo $! > /tmp/pid); exec sleep 1000";
+        sandbox
+            .spawn(&init, sh(script), Stdio::default(), None)
+            .await
+            .expect("spawned");
+        sandbox.start(&init).await.expect("started");
+        let file = bench.upper(sandbox.id()).join("tmp/pid");
+        eventually("it is there", async || {
+            fs::read_to_string(&file).is_ok_and(|s| s.ends_with('\n'))
+        })
+        .await;
+        let grandchild = fs::read_to_string(&file).expect("there");
+        // A zombie that the host's init has not collected yet is dead.
+        let lives = || {
+            let stat = fs::read_to_string(format!("/proc/{}/stat", grandchild.trim()));
+            stat.is_ok_and(|s| !s.contains(") Z "))
+        };
+        assert!(lives());
+        if kill_supervisor {
+            kill(supervisor_pid(bench, &*sandbox), Signal::SIGKILL).expect("killed");
+            assert_eq!(sandbox.wait(&init).await.expect("known").code, 137);
+            assert!(!lives());
+        }
+        sandbox.destroy(Duration::ZERO).await.expect("destroyed");
+        assert!(!lives());
+    }
+}
+
+async fn polite_signals_do_not_end_a_supervisor(bench: &Bench) {
+    let sandbox = bench.running("exec sleep 1000").await;
+    let pid = supervisor_pid(bench, &*sandbox);
+    for signal in [
+        Signal::SIGHUP,
+        Signal::SIGINT,
+        Signal::SIGQUIT,
+        Signal::SIGTERM,
+        Signal::SIGPIPE,
+        Signal::SIGUSR1,
+    ] {
+        kill(pid, signal).expect("sent");
+    }
+    assert_eq!(exec(&*sandbox, "e", "echo fine").await.0.out(), "fine\n");
+    sandbox.destroy(Duration::ZERO).await.expect("destroyed");
+}
+
+async fn a_stuck_supervisor_is_killed(bench: &Bench) {
+    let sandbox = bench.running("exec sleep 1000").await;
+    kill(supervisor_pid(bench, &*sandbox), Signal::SIGSTOP).expect("stopped");
+    sandbox.destroy(Duration::ZERO).await.expect("destroyed");
+    assert_eq!(
+        sandbox.wait(&ProcessId::init()).await.expect("known").code,
+        137
+    );
 }
