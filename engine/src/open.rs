@@ -284,11 +284,31 @@ fn take_exit(state: &mut State, status: &ExitStatus) {
     state.finished_at = status.at.into();
 }
 
+/// Asks again a few times: on a host that has just come up or is very busy, an answer may be late, and a container that runs
+/// must not be given up for that.
+async fn patiently<T, F>(ask: impl Fn() -> F) -> Result<T, caisson_runtime::Error>
+where
+    F: Future<Output = Result<T, caisson_runtime::Error>>,
+{
+    const TRIES: u32 = 5;
+    let mut pause = Duration::from_millis(50);
+    for _ in 1..TRIES {
+        match ask().await {
+            Err(e) => tracing::debug!(error = %e, "asking again"),
+            answered => return answered,
+        }
+        tokio::time::sleep(pause).await;
+        pause *= 2;
+    }
+    ask().await
+}
+
 async fn find(inner: &Inner, id: &str, definition: &records::Definition, state: &State) -> Found {
     let Some(runtime) = inner.runtimes.get(&definition.isolation) else {
         return Found::Nothing;
     };
-    let sandbox = match runtime.recover(&SandboxId(id.into())).await {
+    let sandbox_id = SandboxId(id.into());
+    let sandbox = match patiently(|| runtime.recover(&sandbox_id)).await {
         Ok(Some(sandbox)) => sandbox,
         Ok(None) => return Found::Nothing,
         Err(e) => {
@@ -297,7 +317,7 @@ async fn find(inner: &Inner, id: &str, definition: &records::Definition, state: 
         }
     };
     let up = state.status.is_up();
-    match sandbox.state().await {
+    match patiently(|| sandbox.state()).await {
         Ok(SandboxState::Running) if up => Found::Up(sandbox, false),
         Ok(SandboxState::Paused) if up => Found::Up(sandbox, true),
         Ok(SandboxState::Exited(status)) if up => Found::Ended(Some(sandbox), status),
