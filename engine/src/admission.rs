@@ -331,7 +331,11 @@ impl Inner {
     }
 
     /// The user namespace of a new container.
-    pub(crate) fn idmap_for(&self, namespaces: &Namespaces, host: &api::HostConfig) -> Result<Option<IdMap>> {
+    pub(crate) fn idmap_for(
+        &self,
+        namespaces: &Namespaces,
+        host: &api::HostConfig,
+    ) -> Result<Option<IdMap>> {
         let map = match (namespaces.user_private, self.idmap) {
             (Some(false), _) | (None, None) => return Ok(None),
             (None, Some(map)) => map,

@@ -175,10 +175,10 @@ pub(super) async fn prepare(
     let definition = view.definition.clone();
     let namespaces = Namespaces::read(&definition.host)?;
     let dir = Dir::new(&inner.config.data_root, &view.id);
-    let joined = joined(inner, &namespaces, dir.own_files())?;
+    let shared = joined(inner, &namespaces, dir.own_files())?;
     let (inner, id) = (inner.clone(), view.id.clone());
     let task = tokio::task::spawn_blocking(move || {
-        assemble(&inner, &id, &definition, &namespaces, joined, &dir)
+        assemble(&inner, &id, &definition, &namespaces, shared, &dir)
     });
     task.await
         .map_err(|e| Error::internal(format!("preparing the container failed: {e}")))?
@@ -189,10 +189,16 @@ fn assemble(
     id: &str,
     definition: &Definition,
     namespaces: &Namespaces,
-    (joined, own): (Joined, OwnFiles),
+    shared: Shared,
     dir: &Dir,
 ) -> Result<(SandboxSpec, Stdio, Option<TtySize>)> {
-    let (config, host) = (&definition.config, &definition.host);
+    let host = &definition.host;
+    let mut config = std::borrow::Cow::Borrowed(&definition.config);
+    if let Some(hostname) = shared.hostname {
+        config.to_mut().hostname = hostname;
+    }
+    let config = config.as_ref();
+    let (joined, own) = (shared.joined, shared.files);
     let security = Security::read(
         host.security_opt.as_deref().unwrap_or_default(),
         host.privileged,
@@ -321,8 +327,17 @@ fn log_file(host: &api::HostConfig, dir: &Dir) -> Result<Option<LogFile>> {
         }))
 }
 
-/// Process ids of the containers whose namespaces are joined; they must run. A shared network shares the files about it.
-fn joined(inner: &Inner, namespaces: &Namespaces, own: OwnFiles) -> Result<(Joined, OwnFiles)> {
+/// What a container gets from those whose namespaces it joins.
+struct Shared {
+    joined: Joined,
+    /// A shared network shares the files about it.
+    files: OwnFiles,
+    /// And the host name that is in them.
+    hostname: Option<String>,
+}
+
+/// They must run.
+fn joined(inner: &Inner, namespaces: &Namespaces, own: OwnFiles) -> Result<Shared> {
     let view_of = |choice: &Choice| -> Result<Option<Arc<View>>> {
         let Choice::Container(name) = choice else {
             return Ok(None);
@@ -340,9 +355,12 @@ fn joined(inner: &Inner, namespaces: &Namespaces, own: OwnFiles) -> Result<(Join
         Ipc::Shared(choice) => view_of(choice)?,
         Ipc::Own | Ipc::NoShm => None,
     };
-    let files = match &network {
-        Some(view) => Dir::new(&inner.config.data_root, &view.id).own_files(),
-        None => own,
+    let (files, hostname) = match &network {
+        Some(view) => (
+            Dir::new(&inner.config.data_root, &view.id).own_files(),
+            Some(spec::files::hostname(&view.definition.config, &view.id)),
+        ),
+        None => (own, None),
     };
     let pid_of = |view: Option<Arc<View>>| view.map(|v| v.pid);
     let joined = Joined {
@@ -350,7 +368,11 @@ fn joined(inner: &Inner, namespaces: &Namespaces, own: OwnFiles) -> Result<(Join
         pid: pid_of(view_of(&namespaces.pid)?),
         ipc: pid_of(ipc),
     };
-    Ok((joined, files))
+    Ok(Shared {
+        joined,
+        files,
+        hostname,
+    })
 }
 
 /// A sandbox for copying files: the same root file system, nothing joined, no process.
