@@ -48,6 +48,8 @@ enum Task {
     Bench(bench::Options),
     /// Run a command in a software machine with cgroup v2 and /dev/kvm, whatever this one has
     Lab(lab::Lab),
+    /// Build the guest's kernel (3–5 minutes on two cores, then cached)
+    Kernel,
     /// Install programs, systemd unit, completions and man pages
     Install(install::Options),
 }
@@ -76,6 +78,16 @@ fn run() -> Result<()> {
         Task::Images => images::run().map(drop),
         Task::Bench(options) => bench::run(&options),
         Task::Lab(options) => std::process::exit(lab::run(&shell::target(), &options)?),
+        Task::Kernel => kernel(),
         Task::Install(options) => install::run(&options),
     }
+}
+
+fn kernel() -> Result<()> {
+    let jobs = std::thread::available_parallelism()?.get();
+    let target = shell::target();
+    let source = caisson_guest_kernel::Source::locate(&target.join("guest-kernel"))?;
+    let kernel = caisson_guest_kernel::build(&source, &target, jobs)?;
+    println!("{}", kernel.image().display());
+    Ok(())
 }

@@ -1,0 +1,248 @@
+//! One vCPU's registers while an instruction is completed by hand.
+
+use iced_x86::{Instruction, OpKind, Register};
+use kvm_bindings::{kvm_regs, kvm_sregs};
+use kvm_ioctls::VcpuFd;
+use vm_memory::GuestMemoryMmap;
+
+use super::memory::{Access, translate};
+use crate::error::{Error, Result};
+
+/// Why an instruction did not simply complete.
+#[derive(Debug)]
+pub enum Exception {
+    /// Delivered after the instruction (`int3`).
+    Trap(u8),
+    /// Delivered instead of it.
+    Fault { vector: u8, error_code: Option<u32> },
+    /// #PF at an address, with the error code of Intel SDM 3A 4.7.
+    Page { address: u64, error_code: u32 },
+    /// The host failed.
+    Host(Error),
+}
+
+impl From<Error> for Exception {
+    fn from(error: Error) -> Self {
+        Exception::Host(error)
+    }
+}
+
+/// #GP(0).
+pub const GENERAL_PROTECTION: Exception = Exception::Fault {
+    vector: 13,
+    error_code: Some(0),
+};
+
+pub const FLAG_CARRY: u64 = 1;
+pub const FLAG_ZERO: u64 = 1 << 6;
+pub const FLAG_AC: u64 = 1 << 18;
+/// CF, PF, AF, ZF, SF, OF.
+pub const FLAGS_ARITHMETIC: u64 = 0x8d5;
+
+pub struct Cpu<'a> {
+    pub fd: &'a mut VcpuFd,
+    pub memory: &'a GuestMemoryMmap,
+    pub regs: kvm_regs,
+    pub sregs: kvm_sregs,
+    loaded_cr2: u64,
+}
+
+impl<'a> Cpu<'a> {
+    pub fn load(fd: &'a mut VcpuFd, memory: &'a GuestMemoryMmap) -> Result<Self> {
+        let regs = fd.get_regs().map_err(Error::kvm("KVM_GET_REGS"))?;
+        let sregs = fd.get_sregs().map_err(Error::kvm("KVM_GET_SREGS"))?;
+        Ok(Cpu {
+            fd,
+            memory,
+            regs,
+            sregs,
+            loaded_cr2: sregs.cr2,
+        })
+    }
+
+    pub fn store(self) -> Result<()> {
+        if self.sregs.cr2 != self.loaded_cr2 {
+            self.fd
+                .set_sregs(&self.sregs)
+                .map_err(Error::kvm("KVM_SET_SREGS"))?;
+        }
+        self.fd
+            .set_regs(&self.regs)
+            .map_err(Error::kvm("KVM_SET_REGS"))
+    }
+
+    /// The privilege level: 0 for the kernel.
+    pub fn privilege(&self) -> u8 {
+        self.sregs.ss.dpl
+    }
+
+    /// Up to 15 bytes at RIP; fewer when the next page is not there.
+    pub fn code(&self) -> Vec<u8> {
+        let mut bytes = vec![0; 15];
+        let first = (0x1000 - (self.regs.rip & 0xfff)).min(15) as usize;
+        if self.read(self.regs.rip, &mut bytes).is_err() {
+            bytes.truncate(first);
+            if self.read(self.regs.rip, &mut bytes).is_err() {
+                bytes.clear();
+            }
+        }
+        bytes
+    }
+
+    /// Queues an exception.
+    pub fn inject(&mut self, vector: u8, error_code: Option<u32>) -> Result<()> {
+        let mut events = self
+            .fd
+            .get_vcpu_events()
+            .map_err(Error::kvm("KVM_GET_VCPU_EVENTS"))?;
+        events.exception.injected = 1;
+        events.exception.nr = vector;
+        events.exception.has_error_code = u8::from(error_code.is_some());
+        events.exception.error_code = error_code.unwrap_or(0);
+        events.flags = 0;
+        self.fd
+            .set_vcpu_events(&events)
+            .map_err(Error::kvm("KVM_SET_VCPU_EVENTS"))
+    }
+
+    /// A general register; 32-bit names give the low half.
+    pub fn get(&self, register: Register) -> u64 {
+        let full = match self.slot(register) {
+            Some(value) => value,
+            None => return 0,
+        };
+        match register.size() {
+            4 => full & 0xffff_ffff,
+            2 => full & 0xffff,
+            1 => full & 0xff,
+            _ => full,
+        }
+    }
+
+    /// Sets a general register; a 32-bit write clears the upper half, a 16-bit write keeps the rest (SDM 1, 3.4.1.1).
+    pub fn set(&mut self, register: Register, value: u64) {
+        let size = register.size();
+        let Some(slot) = self.slot_mut(register) else {
+            return;
+        };
+        *slot = match size {
+            8 => value,
+            4 => value & 0xffff_ffff,
+            2 => (*slot & !0xffff) | (value & 0xffff),
+            _ => (*slot & !0xff) | (value & 0xff),
+        };
+    }
+
+    fn slot(&self, register: Register) -> Option<u64> {
+        let r = &self.regs;
+        Some(match register.full_register() {
+            Register::RAX => r.rax,
+            Register::RCX => r.rcx,
+            Register::RDX => r.rdx,
+            Register::RBX => r.rbx,
+            Register::RSP => r.rsp,
+            Register::RBP => r.rbp,
+            Register::RSI => r.rsi,
+            Register::RDI => r.rdi,
+            Register::R8 => r.r8,
+            Register::R9 => r.r9,
+            Register::R10 => r.r10,
+            Register::R11 => r.r11,
+            Register::R12 => r.r12,
+            Register::R13 => r.r13,
+            Register::R14 => r.r14,
+            Register::R15 => r.r15,
+            _ => return None,
+        })
+    }
+
+    fn slot_mut(&mut self, register: Register) -> Option<&mut u64> {
+        let r = &mut self.regs;
+        Some(match register.full_register() {
+            Register::RAX => &mut r.rax,
+            Register::RCX => &mut r.rcx,
+            Register::RDX => &mut r.rdx,
+            Register::RBX => &mut r.rbx,
+            Register::RSP => &mut r.rsp,
+            Register::RBP => &mut r.rbp,
+            Register::RSI => &mut r.rsi,
+            Register::RDI => &mut r.rdi,
+            Register::R8 => &mut r.r8,
+            Register::R9 => &mut r.r9,
+            Register::R10 => &mut r.r10,
+            Register::R11 => &mut r.r11,
+            Register::R12 => &mut r.r12,
+            Register::R13 => &mut r.r13,
+            Register::R14 => &mut r.r14,
+            Register::R15 => &mut r.r15,
+            _ => return None,
+        })
+    }
+
+    /// The linear address of an instruction's memory operand.
+    pub fn address(&self, instruction: &Instruction) -> u64 {
+        let operand = (0..instruction.op_count())
+            .find(|i| instruction.op_kind(*i) == OpKind::Memory)
+            .unwrap_or(0);
+        instruction
+            .virtual_address(operand, 0, |register, _, _| {
+                Some(match register {
+                    Register::FS => self.sregs.fs.base,
+                    Register::GS => self.sregs.gs.base,
+                    Register::CS | Register::DS | Register::ES | Register::SS => 0,
+                    Register::RIP => self.regs.rip,
+                    other => self.get(other),
+                })
+            })
+            .unwrap_or(0)
+    }
+
+    /// The value of a register or memory operand of `size` bytes, at most 8.
+    pub fn operand(
+        &self,
+        instruction: &Instruction,
+        index: u32,
+        size: usize,
+    ) -> Result<u64, Exception> {
+        if instruction.op_kind(index) == OpKind::Register {
+            return Ok(self.get(instruction.op_register(index)));
+        }
+        let mut bytes = [0; 8];
+        self.read(self.address(instruction), &mut bytes[..size])?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    /// Reads guest memory by linear address.
+    pub fn read(&self, address: u64, into: &mut [u8]) -> Result<(), Exception> {
+        let mut done = 0;
+        while done < into.len() {
+            let at = address.wrapping_add(done as u64);
+            let chunk = ((0x1000 - (at & 0xfff)) as usize).min(into.len() - done);
+            let physical = translate(self, at, Access::Read)?;
+            vm_memory::Bytes::read_slice(self.memory, &mut into[done..done + chunk], physical)
+                .map_err(|_| GENERAL_PROTECTION)?;
+            done += chunk;
+        }
+        Ok(())
+    }
+
+    /// Writes guest memory by linear address: all of it, or nothing and a fault.
+    pub fn write(&self, address: u64, from: &[u8]) -> Result<(), Exception> {
+        let last = address.wrapping_add(from.len().saturating_sub(1) as u64);
+        let mut page = address & !0xfff;
+        while page <= last & !0xfff {
+            translate(self, page.max(address), Access::Write)?;
+            page += 0x1000;
+        }
+        let mut done = 0;
+        while done < from.len() {
+            let at = address.wrapping_add(done as u64);
+            let chunk = ((0x1000 - (at & 0xfff)) as usize).min(from.len() - done);
+            let physical = translate(self, at, Access::Write)?;
+            vm_memory::Bytes::write_slice(self.memory, &from[done..done + chunk], physical)
+                .map_err(|_| GENERAL_PROTECTION)?;
+            done += chunk;
+        }
+        Ok(())
+    }
+}

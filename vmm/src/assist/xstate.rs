@@ -1,0 +1,260 @@
+//! XSAVE, XSAVEOPT, XSAVEC and XRSTOR (Intel SDM 1, chapter 13), through KVM's copy of the state.
+//!
+//! ```text
+//! 0    legacy: x87 (0–23, 32–159), MXCSR (24–31), SSE (160–415)
+//! 512  XSTATE_BV   520  XCOMP_BV (bit 63: compacted)   528  reserved, zero
+//! 576  the other components: at fixed offsets (standard), or one behind another (compacted)
+//! ```
+
+use std::arch::x86_64::__cpuid_count;
+
+use iced_x86::{Instruction, Mnemonic};
+use kvm_bindings::kvm_xsave;
+
+use super::cpu::{Cpu, Exception, GENERAL_PROTECTION};
+use crate::error::Error;
+use crate::sys;
+
+const X87: usize = 0;
+const SSE: usize = 1;
+const AVX: usize = 2;
+const COMPONENTS: usize = 20;
+const HEADER: usize = 512;
+const EXTENDED: usize = 576;
+const COMPACTED: u64 = 1 << 63;
+const MXCSR: usize = 24;
+const MXCSR_DEFAULT: u32 = 0x1f80;
+const FCW_DEFAULT: u16 = 0x37f;
+/// `struct kvm_xsave`'s region.
+const AREA: usize = 4096;
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Component {
+    offset: usize,
+    size: usize,
+    /// In the compacted form it begins at a multiple of 64.
+    aligned: bool,
+}
+
+/// Where each state component lies.
+#[derive(Debug)]
+pub struct Layout([Component; COMPONENTS]);
+
+impl Layout {
+    /// From CPUID leaf 0xd.
+    pub fn of_this_processor() -> Self {
+        let mut components = [Component::default(); COMPONENTS];
+        for (i, component) in components.iter_mut().enumerate().skip(2) {
+            let leaf = __cpuid_count(0xd, i as u32);
+            let (size, offset) = (leaf.eax as usize, leaf.ebx as usize);
+            // supervisor components (ECX bit 0) have no place in XSAVE's image; what KVM's area cannot hold is never enabled
+            if size > 0 && leaf.ecx & 1 == 0 && offset + size <= AREA {
+                *component = Component {
+                    offset,
+                    size,
+                    aligned: leaf.ecx & 2 != 0,
+                };
+            }
+        }
+        Layout(components)
+    }
+
+    /// The components from 2 on that `mask` names, with their offsets in the compacted form for `compact`.
+    fn compacted(&self, compact: u64) -> impl Iterator<Item = (usize, usize, Component)> + '_ {
+        let mut next = EXTENDED;
+        (2..COMPONENTS).filter_map(move |i| {
+            let component = self.0[i];
+            if compact >> i & 1 == 0 || component.size == 0 {
+                return None;
+            }
+            if component.aligned {
+                next = next.next_multiple_of(64);
+            }
+            let at = next;
+            next += component.size;
+            Some((i, at, component))
+        })
+    }
+
+    fn standard(&self) -> impl Iterator<Item = (usize, usize, Component)> + '_ {
+        (2..COMPONENTS)
+            .filter(|i| self.0[*i].size > 0)
+            .map(|i| (i, self.0[i].offset, self.0[i]))
+    }
+}
+
+/// Executes an instruction of this file's list; `None` for any other.
+pub fn execute(
+    cpu: &mut Cpu,
+    instruction: &Instruction,
+    layout: &Layout,
+) -> Option<Result<(), Exception>> {
+    Some(match instruction.mnemonic() {
+        Mnemonic::Xsave | Mnemonic::Xsave64 | Mnemonic::Xsaveopt | Mnemonic::Xsaveopt64 => {
+            save(cpu, instruction, layout, false)
+        }
+        Mnemonic::Xsavec | Mnemonic::Xsavec64 => save(cpu, instruction, layout, true),
+        Mnemonic::Xrstor | Mnemonic::Xrstor64 => restore(cpu, instruction, layout),
+        _ => return None,
+    })
+}
+
+/// The state as bytes, and the components that the instruction is about: EDX:EAX and XCR0.
+fn begin(cpu: &Cpu) -> Result<(Vec<u8>, u64), Exception> {
+    let xcrs = cpu.fd.get_xcrs().map_err(Error::kvm("KVM_GET_XCRS"))?;
+    let xcr0 = xcrs
+        .xcrs
+        .iter()
+        .take(xcrs.nr_xcrs as usize)
+        .find(|x| x.xcr == 0)
+        .map_or(1, |x| x.value);
+    let asked = (cpu.regs.rdx << 32) | (cpu.regs.rax & 0xffff_ffff);
+    let state = cpu.fd.get_xsave().map_err(Error::kvm("KVM_GET_XSAVE"))?;
+    let bytes = state
+        .region
+        .iter()
+        .flat_map(|word| word.to_le_bytes())
+        .collect();
+    Ok((bytes, asked & xcr0))
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(
+        bytes[at..at + 8]
+            .try_into()
+            .expect("eight bytes were sliced"),
+    )
+}
+
+fn has(mask: u64, component: usize) -> bool {
+    mask >> component & 1 == 1
+}
+
+fn save(
+    cpu: &mut Cpu,
+    instruction: &Instruction,
+    layout: &Layout,
+    compact: bool,
+) -> Result<(), Exception> {
+    let to = cpu.address(instruction);
+    if to & 63 != 0 {
+        return Err(GENERAL_PROTECTION);
+    }
+    let (state, mask) = begin(cpu)?;
+    let in_use = u64_at(&state, HEADER) & mask;
+    let header = if compact {
+        [in_use, mask | COMPACTED]
+    } else {
+        let mut old = [0; 8];
+        cpu.read(to + HEADER as u64, &mut old)?;
+        [(u64::from_le_bytes(old) & !mask) | in_use, 0]
+    };
+    let put =
+        |at: usize, from: usize, size: usize| cpu.write(to + at as u64, &state[from..from + size]);
+    // XSAVE writes initial components too, XSAVEC and XSAVEOPT may leave them out: KVM's copy holds initial values
+    let wanted = if compact { in_use } else { mask };
+    if has(wanted, X87) {
+        put(0, 0, MXCSR)?;
+        put(32, 32, 128)?;
+    }
+    if has(mask, SSE) || has(mask, AVX) {
+        put(MXCSR, MXCSR, 8)?;
+    }
+    if has(wanted, SSE) {
+        put(160, 160, 256)?;
+    }
+    if compact {
+        for (i, at, component) in layout.compacted(mask) {
+            if has(wanted, i) {
+                put(at, component.offset, component.size)?;
+            }
+        }
+    } else {
+        for (i, at, component) in layout.standard() {
+            if has(wanted, i) {
+                put(at, component.offset, component.size)?;
+            }
+        }
+    }
+    cpu.write(to + HEADER as u64, &header[0].to_le_bytes())?;
+    if compact {
+        cpu.write(to + HEADER as u64 + 8, &header[1].to_le_bytes())?;
+    }
+    Ok(())
+}
+
+fn restore(cpu: &mut Cpu, instruction: &Instruction, layout: &Layout) -> Result<(), Exception> {
+    let from = cpu.address(instruction);
+    if from & 63 != 0 {
+        return Err(GENERAL_PROTECTION);
+    }
+    let (mut state, mask) = begin(cpu)?;
+    let mut image = vec![0; EXTENDED];
+    cpu.read(from, &mut image)?;
+    let (given, compaction) = (u64_at(&image, HEADER), u64_at(&image, HEADER + 8));
+    let compacted = compaction & COMPACTED != 0;
+    let reserved_set = image[HEADER + 16..EXTENDED].iter().any(|b| *b != 0);
+    if reserved_set || (!compacted && compaction != 0) || (compacted && given & !compaction != 0) {
+        return Err(GENERAL_PROTECTION);
+    }
+    let mut in_use = u64_at(&state, HEADER);
+    if has(mask, X87) {
+        if has(given, X87) {
+            state[..MXCSR].copy_from_slice(&image[..MXCSR]);
+            state[32..160].copy_from_slice(&image[32..160]);
+        } else {
+            state[..MXCSR].fill(0);
+            state[32..160].fill(0);
+            state[..2].copy_from_slice(&FCW_DEFAULT.to_le_bytes());
+        }
+    }
+    let loads_mxcsr = if compacted {
+        has(mask, SSE) && has(given, SSE) || has(mask, AVX) && has(given, AVX)
+    } else {
+        has(mask, SSE) || has(mask, AVX)
+    };
+    if loads_mxcsr {
+        let mxcsr = u32::from_le_bytes(
+            image[MXCSR..MXCSR + 4]
+                .try_into()
+                .expect("four bytes were sliced"),
+        );
+        if mxcsr & 0xffff_0000 != 0 {
+            return Err(GENERAL_PROTECTION);
+        }
+        state[MXCSR..MXCSR + 4].copy_from_slice(&image[MXCSR..MXCSR + 4]);
+    } else if compacted && has(mask, SSE) {
+        state[MXCSR..MXCSR + 4].copy_from_slice(&MXCSR_DEFAULT.to_le_bytes());
+    }
+    if has(mask, SSE) {
+        if has(given, SSE) {
+            state[160..416].copy_from_slice(&image[160..416]);
+        } else {
+            state[160..416].fill(0);
+        }
+    }
+    let places: Vec<_> = if compacted {
+        layout.compacted(compaction).collect()
+    } else {
+        layout.standard().collect()
+    };
+    for (i, component) in layout.0.iter().enumerate().skip(2) {
+        if component.size == 0 || !has(mask, i) {
+            continue;
+        }
+        let into = &mut state[component.offset..component.offset + component.size];
+        match places.iter().find(|(at, ..)| *at == i) {
+            Some((_, at, _)) if has(given, i) => cpu.read(from + *at as u64, into)?,
+            _ => into.fill(0),
+        }
+    }
+    in_use = (in_use & !mask) | (given & mask);
+    state[HEADER..HEADER + 8].copy_from_slice(&in_use.to_le_bytes());
+
+    let mut xsave = kvm_xsave::default();
+    for (word, bytes) in xsave.region.iter_mut().zip(state.chunks_exact(4)) {
+        *word = u32::from_le_bytes(bytes.try_into().expect("chunks of four"));
+    }
+    sys::set_xsave(cpu.fd, &xsave)?;
+    Ok(())
+}

@@ -1,0 +1,97 @@
+//! `caisson-vmm`: one process, one microVM.
+//!
+//! So far it boots a kernel on memory, vCPUs, a serial console and an entropy device, also on hosts whose KVM emulates
+//! ring 0 (`assist`). The devices that a container needs (block, network, vsock), the control socket and the jail around
+//! this process come with `--isolation=vm`.
+//!
+//! ```text
+//! main ─▶ machine ─▶ memory, boot ─▶ what the first vCPU finds
+//!            ├─▶ bus, ports ─▶ virtio/, serial
+//!            └─▶ vcpu (one thread each) ─▶ assist (only where the host needs it)
+//! ```
+//!
+//! Must not know: OCI, Docker, image formats, tokio.
+
+mod assist;
+mod boot;
+mod bus;
+mod cpuid;
+mod error;
+mod machine;
+mod memory;
+mod ports;
+mod serial;
+mod sys;
+mod vcpu;
+mod virtio;
+mod worker;
+
+use std::fs::File;
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::Parser;
+
+/// Boot a Linux kernel in a microVM; its serial console is standard output.
+#[derive(Parser)]
+#[command(name = "caisson-vmm", version)]
+struct Arguments {
+    /// An uncompressed ELF vmlinux
+    #[arg(long)]
+    kernel: PathBuf,
+    /// An initial file system (cpio)
+    #[arg(long)]
+    initramfs: Option<PathBuf>,
+    /// The kernel's command line
+    #[arg(long, default_value = "console=ttyS0 reboot=k panic=-1")]
+    command_line: String,
+    /// Memory in MiB
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u64).range(16..=1 << 20))]
+    memory_mib: u64,
+    /// vCPUs
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
+    vcpus: u8,
+    /// Complete the instructions that this host's KVM refuses (needed where it emulates ring 0)
+    #[arg(long)]
+    assist: bool,
+    /// Say what building and running took, on standard error
+    #[arg(long)]
+    boot_timing: bool,
+}
+
+/// What a guest must be told on a host that emulates ring 0: features that CPUID there shows whatever we say, and the slot
+/// of the legacy vsyscall page, which the assist takes.
+const ASSIST_COMMAND_LINE: &str =
+    " clearcpuid=smap,smep,popcnt,rdrand,rdseed,movbe vsyscall=none nopti";
+
+fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    let open = |path: &PathBuf| File::open(path).with_context(|| path.display().to_string());
+    let kernel = open(&arguments.kernel)?;
+    let initramfs = arguments.initramfs.as_ref().map(open).transpose()?;
+    let mut command_line = arguments.command_line.clone();
+    if arguments.assist {
+        command_line.push_str(ASSIST_COMMAND_LINE);
+    }
+    let mut machine = machine::Machine::new(machine::Plan {
+        kernel: &kernel,
+        initramfs: initramfs.as_ref(),
+        command_line: &command_line,
+        vcpus: arguments.vcpus,
+        memory_bytes: arguments.memory_mib << 20,
+        devices: vec![Box::new(virtio::rng::Rng::default())],
+        console: Box::new(std::io::stdout()),
+        assist: arguments.assist.then(assist::Assist::new),
+    })?;
+    let built = machine.age();
+    let ended = machine.run();
+    if arguments.boot_timing {
+        eprintln!(
+            "built in {built:?}, ran {:?}, {:?}",
+            machine.age() - built,
+            machine.exits()
+        );
+    }
+    ended?;
+    Ok(())
+}

@@ -1,0 +1,60 @@
+//! The few places where the compiler cannot check what KVM and the guest's memory ask for.
+#![allow(unsafe_code)]
+
+use kvm_bindings::{kvm_userspace_memory_region, kvm_xsave};
+use kvm_ioctls::{VcpuFd, VmFd};
+use linux_loader::bootparam::boot_params;
+use vm_memory::{ByteValued, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+
+use crate::error::{Error, Result};
+
+/// `struct boot_params`, to be written into guest memory.
+#[repr(transparent)]
+#[derive(Clone, Copy, Default)]
+pub struct BootParams(pub boot_params);
+
+// SAFETY: a packed C structure of integers: any bytes are a value, and it has no padding.
+unsafe impl ByteValued for BootParams {}
+
+/// `struct setup_data` (arch/x86/include/uapi/asm/bootparam.h) with 32 random bytes behind it.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+#[allow(missing_docs)]
+pub struct SetupSeed {
+    pub next: u64,
+    pub kind: u32,
+    pub len: u32,
+    pub seed: [u8; 32],
+}
+
+// SAFETY: integers whose sizes add up to the structure's size: no padding.
+unsafe impl ByteValued for SetupSeed {}
+
+/// Makes `memory` the VM's memory. The caller keeps `memory` until the VM's descriptor is closed.
+pub fn set_memory(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<()> {
+    for (slot, region) in memory.iter().enumerate() {
+        let slot = kvm_userspace_memory_region {
+            slot: slot as u32,
+            flags: 0,
+            guest_phys_addr: region.start_addr().0,
+            memory_size: region.len(),
+            userspace_addr: region.as_ptr() as u64,
+        };
+        // SAFETY: the range is a live mapping of `memory`, which outlives the VM by this function's contract.
+        unsafe { vm.set_user_memory_region(slot) }
+            .map_err(Error::kvm("KVM_SET_USER_MEMORY_REGION"))?;
+    }
+    Ok(())
+}
+
+/// The suberror of a vCPU that just left with `KVM_EXIT_INTERNAL_ERROR`.
+pub fn internal_suberror(vcpu: &mut VcpuFd) -> u32 {
+    // SAFETY: every member of the union is plain integers; at worst the number means nothing.
+    unsafe { vcpu.get_kvm_run().__bindgen_anon_1.internal.suberror }
+}
+
+/// Sets a vCPU's extended state.
+pub fn set_xsave(vcpu: &VcpuFd, state: &kvm_xsave) -> Result<()> {
+    // SAFETY: this process asks for no dynamically enabled state (AMX), so KVM reads no more than the structure holds.
+    unsafe { vcpu.set_xsave(state) }.map_err(Error::kvm("KVM_SET_XSAVE"))
+}
