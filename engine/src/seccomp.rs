@@ -11,7 +11,7 @@ use std::str::FromStr;
 
 use oci_spec::runtime::{
     Arch, Capability, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompFilterFlag,
-    LinuxSeccompOperator, LinuxSyscall,
+    LinuxSyscall,
 };
 use serde::{Deserialize, Deserializer};
 
@@ -233,6 +233,7 @@ fn kernel_version(text: &str) -> Option<(u32, u32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use oci_spec::runtime::LinuxSeccompOperator;
 
     /// Docker's default capabilities.
     fn usual() -> HashSet<Capability> {

@@ -176,7 +176,8 @@ pub(crate) fn discard_unsupported(
             (r.cpu_shares, r.cpu_period, r.cpu_quota) = (0, 0, 0);
         }
     }
-    if !has("cpuset") && !(r.cpuset_cpus.is_empty() && r.cpuset_mems.is_empty()) {
+    let pinned = !r.cpuset_cpus.is_empty() || !r.cpuset_mems.is_empty();
+    if !has("cpuset") && pinned {
         discard("cpuset");
         r.cpuset_cpus.clear();
         r.cpuset_mems.clear();

@@ -3,6 +3,8 @@
 //! The program's first argument says how a process behaves: `exit CODE` ends at once, `sleep` until it is killed, `term CODE`
 //! until any signal, `missing` is not found.
 
+#![allow(clippy::unwrap_used)] // as in every test; clippy does not see that this module is one
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -62,7 +64,7 @@ pub struct FakeRuntime {
 }
 
 impl FakeRuntime {
-    pub fn new(ledger: &Arc<Ledger>) -> Arc<dyn Runtime> {
+    pub fn over(ledger: &Arc<Ledger>) -> Arc<dyn Runtime> {
         Arc::new(FakeRuntime {
             capabilities: Capabilities {
                 isolation: Isolation::Container,

@@ -1,5 +1,7 @@
 //! The engine over a runtime in memory: what it does with exits, names, policies, crashes; and what it leaves behind.
 
+#![allow(clippy::unwrap_used)] // helpers of tests, which may
+
 mod fake;
 
 use std::path::Path;
@@ -32,7 +34,7 @@ impl House {
 
     async fn try_open(&self) -> Result<Engine> {
         let config = Config::new(self.dir.path().join("data"), self.dir.path().join("run"));
-        Engine::open(config, vec![FakeRuntime::new(&self.ledger)]).await
+        Engine::open(config, vec![FakeRuntime::over(&self.ledger)]).await
     }
 
     async fn open(&mut self) {
