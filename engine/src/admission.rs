@@ -98,7 +98,8 @@ pub(crate) fn check_networks(
     {
         let known = matches!(name.as_str(), "" | "default" | "bridge" | "none" | "host");
         if !known && *name != host.network_mode {
-            return Err(Error::not_found(format!("network {name} not found")));
+            // Not "not found": here Docker's command line would take that for the image and pull it.
+            return Err(Error::invalid(format!("network {name} not found")));
         }
         let fixed = endpoint
             .ipam_config

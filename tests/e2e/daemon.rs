@@ -108,6 +108,56 @@ fn kill_9_while_creating(t: &Test) {
     }
 }
 
+fn kill_9_while_loading(t: &Test) {
+    use caisson_tests::fixture::{self, Entry};
+    let own = t.own_daemon(&[]);
+    let before = own.cli(&["images", "-aq", "--no-trunc"]).ok().out();
+    let noise: Vec<u8> = (0..60_u32 << 20)
+        .map(|i| (i.wrapping_mul(2_654_435_761) >> 11) as u8)
+        .collect();
+    let layer = fixture::layer(&[Entry::File("large", &noise)]);
+    let archive = fixture::docker_archive(
+        "interrupted:latest",
+        &[fixture::toolbox_layer(), layer],
+        |_| {},
+    );
+    let path = t.file("archive.tar", archive).display().to_string();
+    for pause_ms in [20, 80, 200, 400] {
+        let mut load = own.background(&["load", "-i", &path]);
+        std::thread::sleep(Duration::from_millis(pause_ms));
+        own.daemon.kill9();
+        load.exit_code();
+        own.daemon.launch();
+        let now = own.cli(&["images", "-aq", "--no-trunc"]).ok().out();
+        if now != before {
+            own.run(&["--rm", "interrupted", "/bin/busybox", "sha256sum", "/large"])
+                .ok(); // it was complete
+            own.cli(&["rmi", "interrupted"]).ok();
+        }
+        own.run(&["--rm", IMAGE, "true"]).ok();
+    }
+    own.cli(&["system", "prune", "-f"]).ok();
+    let used = |directory: std::path::PathBuf| {
+        let mut command = Command::new("du");
+        command.args(["-sm"]).arg(directory);
+        client::run(command, b"")
+            .ok()
+            .out()
+            .split_whitespace()
+            .next()
+            .and_then(|n| n.parse::<u64>().ok())
+            .unwrap_or(0)
+    };
+    assert!(
+        used(own.daemon.data_root()) < 20,
+        "garbage that nothing removes: {} MB",
+        used(own.daemon.data_root())
+    );
+    own.cli(&["load", "-i", &path]).ok();
+    own.run(&["--rm", "interrupted", "/bin/busybox", "true"])
+        .ok();
+}
+
 fn records_survive_a_restart(t: &Test) {
     let own = t.own_daemon(&[]);
     let name = t.unique("kept");
@@ -320,6 +370,9 @@ cases![
     kill_9_keeps_terminals_and_exec.ours("its containers end with it unless --live-restore"),
     kill_9_then_restart_policies.ours("its containers end with it unless --live-restore"),
     kill_9_while_creating
+        .clients(Clients::Native)
+        .ours("it needs its own containerd to be restarted as well"),
+    kill_9_while_loading
         .clients(Clients::Native)
         .ours("it needs its own containerd to be restarted as well"),
     records_survive_a_restart,

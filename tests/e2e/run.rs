@@ -359,6 +359,43 @@ fn vm_isolation_never_falls_back(t: &Test) {
     outcome.code(125).lacks("weak").complains(&["vm"]);
 }
 
+fn what_is_not_there_yet_is_refused(t: &Test) {
+    for (options, complaint) in [
+        (["-p", "8080:80"].as_slice(), "port"),
+        (&["-P"], "port"),
+        (&["--network", "made-up"], "network"),
+        (&["--link", "x:y"], "link"),
+        (&["--gpus", "all"], "gpu"),
+        (&["--runtime", "made-up"], "runtime"),
+    ] {
+        let outcome = t.run(&[&["--rm"], options, &[IMAGE, "echo", "ran"]].concat());
+        outcome.code(125).lacks("ran").complains(&[complaint]);
+    }
+    assert_eq!(
+        t.cli(&[
+            "ps",
+            "-aq",
+            "--filter",
+            &format!("label=caisson.case={}", t.name())
+        ])
+        .ok()
+        .out(),
+        ""
+    );
+}
+
+fn the_daemon_can_insist_on_an_isolation(t: &Test) {
+    let own = t.own_daemon(&[
+        "--default-isolation=container",
+        "--require-isolation=container",
+    ]);
+    own.cli(&["run", "--rm", IMAGE, "echo", "ran"])
+        .ok()
+        .prints("ran\n");
+    let outcome = own.cli(&["run", "--rm", "--isolation=vm", IMAGE, "echo", "ran"]);
+    outcome.code(125).lacks("ran").complains(&["isolation"]);
+}
+
 fn platform_must_match(t: &Test) {
     t.run(&[
         "--rm",
@@ -481,6 +518,10 @@ cases![
     isolation_is_recorded.ours("it knows one isolation"),
     unknown_isolation_is_refused,
     vm_isolation_never_falls_back.container_only(),
+    what_is_not_there_yet_is_refused.ours("it has them"),
+    the_daemon_can_insist_on_an_isolation
+        .ours("it knows one isolation")
+        .container_only(),
     platform_must_match,
     uts_pid_ipc_of_the_host.container_only(),
     pid_namespace_of_another_container.container_only(),

@@ -179,6 +179,11 @@ impl Test {
         Test::new(self.daemon.clone(), cli, self.isolation, self.name.clone())
     }
 
+    /// The test's full name, which is also the value of the label `caisson.case`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// A container name, volume name or tag that no other test uses.
     pub fn unique(&self, suffix: &str) -> String {
         format!("{}-{suffix}", self.name.replace("::", "-").replace('_', ""))

@@ -58,7 +58,8 @@ impl Namespaces {
             "host" => Choice::Host,
             mode => match container(mode, "network")? {
                 Some(choice) => choice,
-                None => return Err(Error::not_found(format!("network {mode} not found"))),
+                // see `check_networks`
+                None => return Err(Error::invalid(format!("network {mode} not found"))),
             },
         };
         let pid = match host.pid_mode.as_str() {
@@ -155,7 +156,7 @@ mod tests {
             ..HostConfig::default()
         });
         assert_eq!(network.message, "network mynet not found");
-        assert_eq!(network.kind, crate::ErrorKind::NotFound);
+        assert_eq!(network.kind, crate::ErrorKind::Invalid);
         for bad in ["container:", "planet"] {
             read(HostConfig {
                 pid_mode: bad.into(),
