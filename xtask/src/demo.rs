@@ -31,14 +31,29 @@ const WALLS: &[Wall] = &[
     },
 ];
 
+/// How to show it.
+#[derive(clap::Args)]
+pub struct Options {
+    /// Show these programs rather than building
+    #[arg(long)]
+    programs: Option<PathBuf>,
+}
+
 /// Sets up, builds and shows.
-pub fn run() -> Result<()> {
-    let dist = crate::build::run()?;
+pub fn run(options: &Options) -> Result<()> {
+    let dist = match &options.programs {
+        Some(directory) => directory.canonicalize()?,
+        None => crate::build::run()?,
+    };
     if !is_root() {
         // containers need root; building does not
         let own = std::env::current_exe()?;
         println!("demo: the rest needs root: asking sudo");
-        return crate::shell::run(as_root(&own.display().to_string()).arg("demo"));
+        return crate::shell::run(
+            as_root(&own.display().to_string())
+                .args(["demo", "--programs"])
+                .arg(&dist),
+        );
     }
     let stage = Stage::open(&dist)?;
     stage.title("an image that came with the program, no registry needed");

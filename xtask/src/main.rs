@@ -37,7 +37,7 @@ enum Task {
     /// Build the release programs into target/dist
     Build,
     /// Set up, build, and show what works, on this machine, now
-    Demo,
+    Demo(demo::Options),
     /// Run every test: units, contract suites, end to end
     Test(suite::Options),
     /// Check the rules of ARCHITECTURE.md and the conventions
@@ -72,7 +72,7 @@ fn run() -> Result<()> {
             setup::Scope::Build
         }),
         Task::Build => build::run().map(drop),
-        Task::Demo => demo::run(),
+        Task::Demo(options) => demo::run(&options),
         Task::Test(options) => suite::run(&options),
         Task::Tidy => tidy::run(),
         Task::Images => images::run().map(drop),
