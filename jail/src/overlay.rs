@@ -2,7 +2,7 @@
 //!
 //! New kernels take one layer at a time (`lowerdir+`, Linux 6.5), so their number and names do not matter. Older ones take
 //! one option string of at most a page: there the layers' common directory is made the working directory and the names are
-//! relative, so that 120 layers fit.
+//! relative or, where that is still too long, the numbers of their descriptors.
 //!
 //! Must not know: images, what a layer is.
 
@@ -92,10 +92,11 @@ fn layer_by_layer(lower: &[PathBuf], upper: &Path, work: &Path) -> Result<Option
         held.push(fd);
         rustix::mount::fsconfig_set_string(&fs, key, name.as_str())
     };
-    for (index, dir) in lower.iter().enumerate() {
+    for dir in lower {
         match set("lowerdir+", dir, &mut held) {
             Ok(()) => {}
-            Err(Errno::INVAL) if index == 0 => return Ok(None),
+            // Not known at all or, before Linux 6.5, collected as text until a page is full.
+            Err(Errno::INVAL) => return Ok(None),
             Err(e) => return Err(Error::sys_at("add overlay layer", dir, e)),
         }
     }
@@ -121,11 +122,12 @@ fn layer_by_layer(lower: &[PathBuf], upper: &Path, work: &Path) -> Result<Option
 }
 
 fn in_one_string(lower: &[PathBuf], upper: &Path, work: &Path, target: &Path) -> Result<()> {
-    let plan = one_string(lower, upper, work).ok_or_else(|| Error::HostUnfit {
-        need: format!("mount {} layers", lower.len()),
-        why: "their names do not fit in one page and this kernel has no lowerdir+ (Linux 6.5)"
-            .into(),
-    })?;
+    // Kept open for as long as the options name them by number.
+    let mut held = Vec::new();
+    let plan = match one_string(lower, upper, work) {
+        Some(plan) => plan,
+        None => by_number(lower, upper, work, &mut held)?,
+    };
     let target = std::path::absolute(target).step_at("resolve", target)?;
     let back = rustix::fs::open(
         ".",
@@ -144,6 +146,28 @@ fn in_one_string(lower: &[PathBuf], upper: &Path, work: &Path, target: &Path) ->
     .step_at("mount overlay at", &target);
     nix::unistd::fchdir(&back).step("return to the working directory")?;
     mounted
+}
+
+/// Names too long for a page: each layer is opened and named by the number of its descriptor, relative to /proc/self/fd.
+fn by_number(
+    lower: &[PathBuf],
+    upper: &Path,
+    work: &Path,
+    held: &mut Vec<OwnedFd>,
+) -> Result<OneString> {
+    let from = PathBuf::from("/proc/self/fd");
+    let mut names = Vec::with_capacity(lower.len());
+    for dir in lower {
+        let fd = open_host_path(dir).step_at("open overlay layer", dir)?;
+        names.push(from.join(fd.as_raw_fd().to_string()));
+        held.push(fd);
+    }
+    one_string(&names, upper, work).ok_or_else(|| Error::HostUnfit {
+        need: format!("mount {} layers", lower.len()),
+        why:
+            "even their numbers do not fit in one page and this kernel has no lowerdir+ (Linux 6.5)"
+                .into(),
+    })
 }
 
 #[derive(Debug, PartialEq, Eq)]

@@ -4,6 +4,7 @@
 //! streams, and cannot be traced or read from inside (not dumpable).
 //! Must not know: what the command is.
 
+use std::ffi::CStr;
 use std::os::fd::AsFd;
 
 use nix::errno::Errno;
@@ -17,7 +18,9 @@ use crate::sys::{self, Cloned};
 /// Goes by a name of its own: the program's arguments tell of the host. While the privilege for it is still there; in a user
 /// namespace it is not, and nothing worse than a path is seen.
 pub(crate) fn take_name() {
-    if let Err(errno) = sys::show_as(c"caisson-init") {
+    // Never freed: the kernel reads it for as long as we live, and only from anonymous memory.
+    let name: &'static CStr = Box::leak(c"caisson-init".to_owned().into_boxed_c_str());
+    if let Err(errno) = sys::show_as(name) {
         tracing::debug!(%errno, "the reaper keeps its command line");
     }
     let _ = nix::sys::prctl::set_name(c"caisson-init");

@@ -81,19 +81,30 @@ pub fn create(hierarchy: &Hierarchy, dir: &Path, made: &mut Made) -> Result<(), 
 /// Lets the children of the v2 cgroup `parent` have all the controllers that `parent` has. One that is refused is missed only
 /// when a limit asks for it: then [`why_missing`] tells.
 fn hand_down(parent: &Path) -> Result<(), Error> {
+    let mut words = not_handed_down(parent)?;
+    if words.is_empty() {
+        return Ok(());
+    }
+    let file = parent.join("cgroup.subtree_control");
+    match files::write_raw(&file, &words.join(" ")) {
+        Ok(()) => return Ok(()),
+        // It has processes of its own. Some controllers would be handed down singly even so, but that would make it a threaded
+        // domain and our cgroup unusable.
+        Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {}
+        Err(_) => words.retain(|word| files::write_raw(&file, word).is_err()),
+    }
+    tracing::debug!(parent = %parent.display(), refused = ?words, "controllers not handed down");
+    Ok(())
+}
+
+/// `+CONTROLLER` for each that the children could have and do not.
+fn not_handed_down(parent: &Path) -> Result<Vec<String>, Error> {
     let given = controllers(parent, "cgroup.subtree_control")?;
-    let mut words: Vec<String> = controllers(parent, "cgroup.controllers")?
+    Ok(controllers(parent, "cgroup.controllers")?
         .into_iter()
         .filter(|c| !given.contains(c))
         .map(|c| format!("+{c}"))
-        .collect();
-    let file = parent.join("cgroup.subtree_control");
-    if words.is_empty() || files::write_raw(&file, &words.join(" ")).is_ok() {
-        return Ok(());
-    }
-    words.retain(|word| files::write_raw(&file, word).is_err());
-    tracing::debug!(parent = %parent.display(), refused = ?words, "controllers not handed down");
-    Ok(())
+        .collect())
 }
 
 fn controllers(dir: &Path, file: &str) -> Result<Vec<String>, Error> {
@@ -113,16 +124,12 @@ pub fn why_missing(hierarchy: &Hierarchy, dir: &Path, controller: &str) -> Strin
             parent.display()
         );
     }
-    for name in dir
-        .strip_prefix(&hierarchy.mount_point)
-        .unwrap_or(Path::new(""))
-        .components()
-    {
-        if !has(&parent, "cgroup.subtree_control")
-            && let Err(e) = files::write_raw(
-                &parent.join("cgroup.subtree_control"),
-                &format!("+{controller}"),
-            )
+    let below = dir.strip_prefix(&hierarchy.mount_point);
+    for name in below.unwrap_or(Path::new("")).components() {
+        let words = not_handed_down(&parent).unwrap_or_default();
+        if words.iter().any(|word| word[1..] == *controller)
+            && let Err(e) =
+                files::write_raw(&parent.join("cgroup.subtree_control"), &words.join(" "))
         {
             return why_refused(&parent, &e);
         }
