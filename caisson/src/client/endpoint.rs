@@ -1,10 +1,12 @@
 //! where the daemon is: reading `unix://`, `tcp://`, `ssh://` addresses and connecting to them.
 
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::process::Stdio;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::{autostart, tls};
@@ -246,9 +248,54 @@ impl Endpoint {
                 let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
                     return Err(std::io::Error::other("ssh was started without pipes").into());
                 };
-                Ok(Box::new(tokio::io::join(output, input)))
+                Ok(Box::new(Piped {
+                    output,
+                    input: Some(input),
+                }))
             }
         }
+    }
+}
+
+/// The two pipes of a child as one stream. Shutting it down closes the child's input, which a pipe cannot say otherwise.
+struct Piped {
+    output: tokio::process::ChildStdout,
+    input: Option<tokio::process::ChildStdin>,
+}
+
+impl AsyncRead for Piped {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.output).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Piped {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        match self.input.as_mut() {
+            Some(input) => Pin::new(input).poll_write(cx, bytes),
+            None => Poll::Ready(Err(std::io::ErrorKind::BrokenPipe.into())),
+        }
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        match self.input.as_mut() {
+            Some(input) => Pin::new(input).poll_flush(cx),
+            None => Poll::Ready(Ok(())),
+        }
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        let flushed = self.as_mut().poll_flush(cx);
+        if flushed.is_ready() {
+            self.input = None;
+        }
+        flushed
     }
 }
 
@@ -289,5 +336,27 @@ mod tests {
         ] {
             assert!(parse(text).is_err(), "{text}");
         }
+    }
+
+    #[tokio::test]
+    async fn shutting_a_piped_stream_down_ends_the_childs_input() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let mut child = tokio::process::Command::new("cat")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("cat starts");
+        let input = child.stdin.take();
+        let output = child.stdout.take().expect("piped");
+        let mut stream = Piped { output, input };
+        stream.write_all(b"x").await.expect("written");
+        stream.shutdown().await.expect("shut down");
+        let mut text = String::new();
+        stream
+            .read_to_string(&mut text)
+            .await
+            .expect("read to its end");
+        assert_eq!(text, "x");
+        assert!(stream.write_all(b"y").await.is_err());
     }
 }
