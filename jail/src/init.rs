@@ -293,6 +293,20 @@ pub(crate) fn check(spec: &Spec, process: &Process, plan: &Plan) -> Result<()> {
             .filter(|_| plan.new.contains(CloneFlags::CLONE_NEWUSER))
             .as_ref(),
     )?;
+    if let Some(linux) = spec.linux() {
+        // Left out silently these would be promises not kept.
+        let asked = [
+            ("linux.intelRdt", linux.intel_rdt().is_some()),
+            ("linux.memoryPolicy", linux.memory_policy().is_some()),
+            (
+                "linux.netDevices",
+                linux.net_devices().as_ref().is_some_and(|d| !d.is_empty()),
+            ),
+        ];
+        if let Some((field, _)) = asked.iter().find(|(_, present)| *present) {
+            return Err(Error::invalid(format!("{field} is not supported")));
+        }
+    }
     for mount in mounts_of(spec) {
         mount_options::parse(mount.options().as_deref().unwrap_or_default())?;
     }

@@ -493,6 +493,58 @@ fn limits_scores_and_sysctls() {
 }
 
 #[test]
+fn clocks_and_personality_are_the_containers_own() {
+    if !is_root() {
+        return;
+    }
+    let mut container = Cell::new("cat /proc/uptime; cat /proc/self/personality");
+    container.spec["linux"]["namespaces"]
+        .as_array_mut()
+        .expect("list")
+        .push(json!({"type": "time"}));
+    container.spec["linux"]["timeOffsets"] =
+        json!({"boottime": {"secs": 40_000_000, "nanosecs": 0}});
+    container.spec["linux"]["personality"] = json!({"domain": "LINUX32"});
+    let text = said(&container);
+    let uptime: f64 = text
+        .split(' ')
+        .next()
+        .and_then(|n| n.parse().ok())
+        .expect("a number");
+    assert!(uptime > 40_000_000.0, "{text}");
+    assert!(text.contains("00000008"), "{text}");
+    container.spec["linux"]["intelRdt"] = json!({"closID": "x"});
+    assert_eq!(
+        container.run().expect_err("not kept silently").kind(),
+        ErrorKind::Invalid
+    );
+}
+
+#[test]
+fn preserved_descriptors_and_no_others_arrive() {
+    if !is_root() {
+        return;
+    }
+    let container = Cell::new("");
+    let fails = create(Setup {
+        id: &container.id,
+        spec: &container.spec(),
+        root: Root::FromSpec {
+            bundle: container.dir.path().to_path_buf(),
+        },
+        stdio: piped().0,
+        gate: Gate::Pipe,
+        cgroup: &container.cgroup(),
+        reaper: false,
+        preserve_fds: 100_000,
+        no_pivot: false,
+        no_new_keyring: false,
+        die_with_parent: true,
+    });
+    assert_eq!(fails.expect_err("not open").kind(), ErrorKind::Invalid);
+}
+
+#[test]
 fn a_terminal_is_the_containers_own() {
     if !is_root() {
         return;
