@@ -56,6 +56,17 @@ pub fn run(options: &Options) -> Result<()> {
     if !is_root() {
         bail!("containers and daemons are started: run this task as root");
     }
+    if hybrid_cgroups() {
+        // crun refuses a host with both cgroup versions; all contenders are measured in a view of it without the second
+        let own = std::env::current_exe()?;
+        let mut again = Command::new("unshare");
+        again.args(["--mount", "--propagation=private", "sh", "-c"]);
+        again
+            .arg("umount /sys/fs/cgroup/unified && exec \"$0\" \"$@\"")
+            .arg(own)
+            .args(std::env::args_os().skip(1));
+        return run_command(&mut again);
+    }
     let programs = match &options.programs {
         Some(directory) => directory.canonicalize()?,
         None => crate::build::run()?,
@@ -98,6 +109,11 @@ pub fn run(options: &Options) -> Result<()> {
     )?;
     println!("bench: written to {}", directory.display());
     Ok(())
+}
+
+fn hybrid_cgroups() -> bool {
+    fs::read_to_string("/proc/self/mounts")
+        .is_ok_and(|mounts| mounts.contains(" /sys/fs/cgroup/unified "))
 }
 
 fn measure(
