@@ -218,7 +218,7 @@ pub fn parse(
         tables
             .iter()
             .flat_map(|t| t.iter())
-            .find(|f| f.short.chars().next() == Some(c))
+            .find(|f| f.short.starts_with(c))
     };
     let mut parsed = Parsed::default();
     let mut rest = arguments.iter();
@@ -252,8 +252,7 @@ pub fn parse(
             keep(&mut parsed, flag, value)?;
         } else if argument.len() > 1 && argument.starts_with('-') {
             let cluster = &argument[1..];
-            let mut left = cluster.char_indices();
-            while let Some((at, c)) = left.next() {
+            for (at, c) in cluster.char_indices() {
                 let Some(flag) = find_short(c) else {
                     if c == 'h' {
                         parsed.help = true;

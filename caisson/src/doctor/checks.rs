@@ -512,7 +512,8 @@ mod tests {
 
     #[test]
     fn each_ailment_is_told_with_its_fix() {
-        let cases: Vec<(fn(&mut Machine), &str, Verdict)> = vec![
+        type Harm = fn(&mut Machine);
+        let cases: Vec<(Harm, &str, Verdict)> = vec![
             (
                 |m| m.kernel = (4, 19, "4.19".into()),
                 "kernel",
