@@ -10,6 +10,7 @@ mod body;
 mod containers;
 mod error;
 mod exec;
+mod hangup;
 mod images;
 mod info;
 mod networks;

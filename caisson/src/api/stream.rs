@@ -23,8 +23,10 @@ use http::{HeaderMap, StatusCode, header};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::UnixStream;
 
 use super::body::upload;
+use super::hangup::Hangup;
 use super::version::ApiVersion;
 
 const RAW: &str = "application/vnd.docker.raw-stream";
@@ -144,9 +146,23 @@ pub fn take_over(
         match upgrade.connection.await {
             Ok(connection) => {
                 tokio::time::sleep(upgrade.patience).await;
+                // A client that left meanwhile is noticed once its descriptor is watched.
                 let attachment = attaching.await;
-                let (reader, writer) = tokio::io::split(TokioIo::new(connection));
-                pump(reader, writer, attachment, framing).await;
+                match connection.downcast::<TokioIo<UnixStream>>() {
+                    Ok(parts) => {
+                        let stream = parts.io.into_inner();
+                        let hangup = Hangup::of(&stream);
+                        let (reader, writer) = stream.into_split();
+                        // What came along with the request's head is input too.
+                        let early = std::io::Cursor::new(parts.read_buf);
+                        let reader = AsyncReadExt::chain(early, reader);
+                        pump(reader, writer, attachment, framing, hangup).await;
+                    }
+                    Err(connection) => {
+                        let (reader, writer) = tokio::io::split(TokioIo::new(connection));
+                        pump(reader, writer, attachment, framing, Hangup::unnoticed()).await;
+                    }
+                }
             }
             Err(error) => tracing::debug!(%error, "the client did not take its connection over"),
         }
@@ -165,6 +181,7 @@ async fn pump(
     mut writer: impl AsyncWrite + Unpin,
     attachment: Attachment,
     framing: Framing,
+    hangup: Hangup,
 ) {
     let feeding = async {
         match attachment.input {
@@ -180,6 +197,7 @@ async fn pump(
         tokio::pin!(delivering, feeding);
         tokio::select! {
             result = &mut delivering => result,
+            () = hangup.wait() => Ok(()),
             // Detaching ends the output by itself; what was said before is still delivered.
             error = feeding => match error.kind() {
                 io::ErrorKind::ConnectionReset => Err(error),
@@ -360,7 +378,13 @@ mod tests {
             input: Some(Box::pin(stdin_end)),
         };
         let (reader, writer) = tokio::io::split(server);
-        let pumping = tokio::spawn(pump(reader, writer, attachment, Framing::Raw));
+        let pumping = tokio::spawn(pump(
+            reader,
+            writer,
+            attachment,
+            Framing::Raw,
+            Hangup::unnoticed(),
+        ));
         let (mut from, mut to) = tokio::io::split(client);
         to.write_all(b"echo me").await.expect("fits");
         to.shutdown().await.expect("half-close");
@@ -439,7 +463,13 @@ mod tests {
             input: Some(Box::pin(stdin_end)),
         };
         let (reader, writer) = tokio::io::split(server);
-        let pumping = tokio::spawn(pump(reader, writer, attachment, Framing::Raw));
+        let pumping = tokio::spawn(pump(
+            reader,
+            writer,
+            attachment,
+            Framing::Raw,
+            Hangup::unnoticed(),
+        ));
         let (mut from, mut to) = tokio::io::split(client);
         to.write_all(b"unheard").await.expect("fits");
         tokio::task::yield_now().await;
