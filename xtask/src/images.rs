@@ -54,7 +54,7 @@ pub fn directory() -> PathBuf {
 /// About 300 MB, for `bench`.
 const LARGE: Recipe = Recipe {
     name: "large",
-    packages: "python3,git,gdb",
+    packages: "python3,git,vim",
     config: || json!({"Cmd": ["bash"]}),
 };
 
