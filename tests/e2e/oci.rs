@@ -216,11 +216,23 @@ fn errors_are_logged_as_json(t: &Test) {
     bundle.is_gone();
 }
 
+/// podman binds its storage onto itself and leaves it so.
+struct PodmanMount(std::path::PathBuf);
+
+impl Drop for PodmanMount {
+    fn drop(&mut self) {
+        let mut umount = Command::new("umount");
+        umount.arg(&self.0).stderr(std::process::Stdio::null());
+        let _ = umount.status();
+    }
+}
+
 fn under_podman(t: &Test) {
     if on_path("podman").is_none() {
         t.skip("no podman: apt-get install podman");
     }
     let state = t.directory().join("podman");
+    let _unmounted = PodmanMount(state.join("root/overlay"));
     let podman = |arguments: &[&str]| {
         let mut command = Command::new("podman");
         command
@@ -281,10 +293,6 @@ fn under_podman(t: &Test) {
     podman(&["stop", "-t", "0", &id]).ok();
     podman(&["rm", &id]).ok();
     let _ = podman(&["rmi", "-af"]);
-    let _ = Command::new("umount")
-        .arg(state.join("root/overlay"))
-        .stderr(std::process::Stdio::null())
-        .status();
 }
 
 fn under_dockerd(t: &Test) {
