@@ -19,6 +19,7 @@ mod beneath;
 mod error;
 mod header;
 mod pack;
+mod pax;
 mod remove;
 mod stat;
 mod stream;

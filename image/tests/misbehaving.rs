@@ -38,9 +38,12 @@ enum Fault {
     Slow(usize, Duration),
 }
 
+/// Which blobs were asked for, and which ranges of them.
+type Asked = Arc<Mutex<Vec<(Digest, Option<String>)>>>;
+
 struct Fake {
     address: String,
-    blob_requests: Arc<Mutex<Vec<(Digest, Option<String>)>>>,
+    blob_requests: Asked,
     manifest_requests: Arc<AtomicU32>,
     task: tokio::task::JoinHandle<()>,
 }
@@ -58,7 +61,7 @@ struct Site {
     blobs: Arc<HashMap<Digest, Vec<u8>>>,
     faults: Arc<Mutex<HashMap<Digest, Vec<Fault>>>>,
     manifest_faults: Arc<Mutex<Vec<Fault>>>,
-    blob_requests: Arc<Mutex<Vec<(Digest, Option<String>)>>>,
+    blob_requests: Asked,
     manifest_requests: Arc<AtomicU32>,
 }
 
