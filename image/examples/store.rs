@@ -10,12 +10,18 @@ use caisson_image::{Credentials, Options, Progress, PruneFilter, Reference, Stor
 async fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let progress: Progress = std::sync::Arc::new(|event| {
+    let began = Instant::now();
+    let progress: Progress = std::sync::Arc::new(move |event| {
+        let at = began.elapsed().as_secs_f64();
         if event.total == 0 {
-            println!("{} {}", event.id, event.status);
+            println!("{at:.3} {} {}", event.id, event.status);
+        } else {
+            println!(
+                "{at:.3} {} {} {}/{}",
+                event.id, event.status, event.current, event.total
+            );
         }
     });
-    let began = Instant::now();
     let (root, verb, rest) = match words[..] {
         [root, verb, ref rest @ ..] => (root, verb, rest),
         _ => bail!("expected a root and a verb"),

@@ -26,8 +26,8 @@ use crate::error::{Context, Error, Result};
 use crate::progress::{Meter, Progress};
 use crate::store::{Inner, Lease, Limits, guard};
 
-const CHUNK_BYTES: usize = 256 * 1024;
-const CHUNKS_IN_FLIGHT: usize = 16;
+pub(crate) const CHUNK_BYTES: usize = 256 * 1024;
+pub(crate) const CHUNKS_IN_FLIGHT: usize = 16;
 
 /// One layer to be unpacked.
 #[derive(Clone, Debug)]
@@ -62,10 +62,11 @@ impl LayerJob {
 }
 
 impl Inner {
-    /// Unpacks layers, some at a time. Blocks.
-    pub(crate) fn unpack_layers(
-        &self,
+    /// Unpacks layers, some at a time; takes those that are `ready`. Blocks.
+    pub(crate) fn unpack_layers<'a>(
+        &'a self,
         jobs: &[LayerJob],
+        ready: &(dyn Fn(&Digest) -> Option<Prepared<'a>> + Sync),
         lease: &Lease,
         progress: &Progress,
         status: &'static str,
@@ -81,7 +82,13 @@ impl Inner {
                         if guard(&failed).is_some() {
                             return;
                         }
-                        if let Err(error) = self.unpack_layer(job, lease, progress, status) {
+                        let done = match ready(&job.blob) {
+                            Some(prepared) => {
+                                self.take_prepared(job, prepared, lease, progress, status)
+                            }
+                            None => self.unpack_layer(job, lease, progress, status),
+                        };
+                        if let Err(error) = done {
                             let mut failed = guard(&failed);
                             // The lowest layer's error is the one told, so that the same image fails the same way.
                             if failed.as_ref().is_none_or(|(first, _)| *first > at) {
@@ -124,6 +131,49 @@ impl Inner {
             });
         }
         self.publish_layer(job, unpacked, scratch, lease)
+    }
+
+    /// Takes a layer that was unpacked while its blob was being stored.
+    fn take_prepared(
+        &self,
+        job: &LayerJob,
+        prepared: Prepared<'_>,
+        lease: &Lease,
+        progress: &Progress,
+        status: &'static str,
+    ) -> Result<LayerRow> {
+        let lock = self.named_lock(job.chain_id.to_string());
+        let _once = guard(&lock);
+        if let Some(row) = self.lease_layer(lease, &job.chain_id) {
+            return Ok(row);
+        }
+        let actual = prepared.diff_id.unwrap_or_else(|| job.blob.clone());
+        if actual != job.diff_id {
+            return Err(Error::DiffIdMismatch {
+                index: job.index,
+                expected: job.diff_id.clone(),
+                actual,
+            });
+        }
+        Meter::new(progress, &job.label, status, prepared.stored_bytes)
+            .advance(prepared.stored_bytes);
+        self.publish_layer(job, prepared.unpacked, prepared.scratch, lease)
+    }
+
+    /// Unpacks a layer whose bytes are only just coming. The caller must see them digested elsewhere.
+    pub(crate) fn prepare(
+        &self,
+        input: impl Read + Send,
+        stored_bytes: u64,
+    ) -> Result<Prepared<'_>> {
+        let scratch = Scratch::create(self)?;
+        let (diff_id, unpacked) = self.extract_from(input, stored_bytes, true, &scratch.path)?;
+        Ok(Prepared {
+            scratch,
+            diff_id,
+            unpacked,
+            stored_bytes,
+        })
     }
 
     fn publish_layer(
@@ -210,6 +260,20 @@ impl Inner {
         let size = file.metadata().context("stat", &path)?.len();
         let meter = Meter::new(progress, &job.label, status, size);
         let metered = Metered { inner: file, meter };
+        let verified = job.blob == job.diff_id;
+        let (actual, unpacked) = self.extract_from(metered, size, verified, into)?;
+        Ok((actual.unwrap_or_else(|| job.diff_id.clone()), unpacked))
+    }
+
+    /// Unpacks an archive of so many stored bytes; answers with its diff id, unless it is plain and its digest is known
+    /// or being found elsewhere (`verified`).
+    fn extract_from(
+        &self,
+        input: impl Read + Send,
+        size: u64,
+        verified: bool,
+        into: &Path,
+    ) -> Result<(Option<Digest>, Unpacked)> {
         let root = File::open(into).context("open", into)?;
         let limits = &self.options.limits;
         let options = UnpackOptions {
@@ -217,10 +281,10 @@ impl Inner {
             max_entries: limits.layer_entries,
             ..UnpackOptions::layer()
         };
-        let (compression, mut plain) = decompressed(metered)?;
-        if compression == Compression::Plain && job.blob == job.diff_id {
+        let (compression, mut plain) = decompressed(input)?;
+        if compression == Compression::Plain && verified {
             let unpacked = unpack(root.as_fd(), Path::new(""), &mut plain, &options)?;
-            return Ok((job.diff_id.clone(), unpacked));
+            return Ok((None, unpacked));
         }
         let cause: Mutex<Option<Error>> = Mutex::new(None);
         let (to_hash, hash_from) = sync_channel(CHUNKS_IN_FLIGHT);
@@ -247,11 +311,7 @@ impl Inner {
                 }
                 Digest::finish(hasher)
             });
-            let mut chunks = Chunks {
-                from: unpack_from,
-                current: Arc::new(Vec::new()),
-                at: 0,
-            };
+            let mut chunks = Chunks::new(unpack_from);
             let unpacked =
                 unpack(root.as_fd(), Path::new(""), &mut chunks, &options).map_err(Error::from);
             // What follows the archive's end belongs to the diff id too.
@@ -263,7 +323,7 @@ impl Inner {
             reader.join().expect("the reading thread does not panic");
             let unpacked = unpacked?;
             drained.transpose().map_err(Error::Stream)?;
-            Ok((digest, unpacked))
+            Ok((Some(digest), unpacked))
         });
         // The reader's own error is the cause of what the unpacker saw.
         match cause
@@ -276,7 +336,16 @@ impl Inner {
     }
 }
 
-type Chunk = Arc<Vec<u8>>;
+/// A layer unpacked ahead of knowing which image it belongs to.
+pub(crate) struct Prepared<'a> {
+    scratch: Scratch<'a>,
+    /// `None`: that of the blob, which is not compressed.
+    diff_id: Option<Digest>,
+    unpacked: Unpacked,
+    stored_bytes: u64,
+}
+
+pub(crate) type Chunk = Arc<Vec<u8>>;
 
 /// Reads until the end, or until `take` wants no more.
 fn decompress(
@@ -315,10 +384,21 @@ fn decompress(
     }
 }
 
-struct Chunks {
+/// Chunks from another thread, read one after the other.
+pub(crate) struct Chunks {
     from: Receiver<io::Result<Chunk>>,
     current: Chunk,
     at: usize,
+}
+
+impl Chunks {
+    pub(crate) fn new(from: Receiver<io::Result<Chunk>>) -> Self {
+        Chunks {
+            from,
+            current: Arc::new(Vec::new()),
+            at: 0,
+        }
+    }
 }
 
 impl Read for Chunks {

@@ -36,6 +36,7 @@ mod registry;
 mod remove;
 mod save;
 mod source;
+mod spool;
 mod store;
 
 pub use changes::{Change, ChangeKind, changes};

@@ -115,9 +115,9 @@ impl Store {
 }
 
 impl Inner {
-    fn load_from(
-        &self,
-        source: &dyn Source,
+    fn load_from<'a>(
+        &'a self,
+        source: &dyn Source<'a>,
         lease: &Lease,
         progress: &Progress,
     ) -> Result<Vec<Loaded>> {
@@ -152,7 +152,13 @@ impl Inner {
                     .filter(|job| known.insert(job.chain_id.clone())),
             );
         }
-        self.unpack_layers(&jobs, lease, progress, "Loading layer")?;
+        self.unpack_layers(
+            &jobs,
+            &|blob| source.prepared(blob),
+            lease,
+            progress,
+            "Loading layer",
+        )?;
         let registrations: Vec<Registration> = found
             .iter()
             .map(|image| Registration {
@@ -187,7 +193,7 @@ impl Inner {
 
     fn docker_images(
         &self,
-        source: &dyn Source,
+        source: &dyn Source<'_>,
         list: &[u8],
         index: Option<&[u8]>,
         lease: &Lease,
@@ -244,7 +250,7 @@ impl Inner {
     /// The manifests of an index that are all there, as blobs.
     fn manifests_of(
         &self,
-        source: &dyn Source,
+        source: &dyn Source<'_>,
         index: &[u8],
         lease: &Lease,
     ) -> Result<Vec<(Digest, Manifest)>> {
@@ -264,7 +270,12 @@ impl Inner {
         Ok(manifests)
     }
 
-    fn oci_images(&self, source: &dyn Source, index: &[u8], lease: &Lease) -> Result<Vec<Found>> {
+    fn oci_images(
+        &self,
+        source: &dyn Source<'_>,
+        index: &[u8],
+        lease: &Lease,
+    ) -> Result<Vec<Found>> {
         let Document::Index(index) = manifest::parse(index)? else {
             return Err(Error::InvalidImage("index.json is not an index".into()));
         };
@@ -330,7 +341,7 @@ impl Inner {
     /// The manifest a descriptor leads to, through indexes, for this store's platform.
     fn oci_manifest(
         &self,
-        source: &dyn Source,
+        source: &dyn Source<'_>,
         descriptor: &Descriptor,
         depth: usize,
     ) -> Result<Option<(Digest, Vec<u8>, Manifest)>> {
@@ -402,7 +413,7 @@ fn blob_name(digest: &Digest) -> String {
 }
 
 /// A document by its descriptor, verified.
-fn document(source: &dyn Source, descriptor: &Descriptor) -> Result<Option<(Digest, Vec<u8>)>> {
+fn document(source: &dyn Source<'_>, descriptor: &Descriptor) -> Result<Option<(Digest, Vec<u8>)>> {
     let name = blob_name(&descriptor.digest);
     let Some(bytes) = source.bytes(&name, MAX_DOCUMENT_BYTES)? else {
         return Ok(None);

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use caisson_archive::{EntryKind, Stream, open_beneath};
 use rustix::fs::OFlags;
@@ -16,7 +17,8 @@ use crate::blobs::BlobWriter;
 use crate::compression::decompressed;
 use crate::digest::Digest;
 use crate::error::{Context, Error, Result};
-use crate::store::{Inner, Lease};
+use crate::layers::Prepared;
+use crate::store::{Inner, Lease, guard};
 
 /// Files up to this size are kept in memory, as long as they are not too many.
 const SMALL_BYTES: u64 = 64 * 1024;
@@ -25,11 +27,15 @@ const SMALL_TOTAL_BYTES: u64 = 64 << 20;
 const MAX_LINKS: usize = 16;
 
 /// Names with contents.
-pub(crate) trait Source {
+pub(crate) trait Source<'a>: Sync {
     /// A file's bytes; `None` when there is no such file.
     fn bytes(&self, name: &str, limit: u64) -> Result<Option<Vec<u8>>>;
     /// A file as a leased blob; `None` when there is no such file.
     fn blob(&self, name: &str) -> Result<Option<(Digest, u64)>>;
+    /// A layer that was unpacked on the way, once.
+    fn prepared(&self, _blob: &Digest) -> Option<Prepared<'a>> {
+        None
+    }
 }
 
 enum Kept {
@@ -43,6 +49,8 @@ pub(crate) struct TarSource<'a> {
     inner: &'a Inner,
     lease: &'a Lease,
     kept: HashMap<String, Kept>,
+    /// Layers unpacked on the way, by their blobs.
+    prepared: Mutex<HashMap<Digest, Prepared<'a>>>,
 }
 
 impl<'a> TarSource<'a> {
@@ -55,6 +63,7 @@ impl<'a> TarSource<'a> {
         let (_, plain) = decompressed(input)?;
         let mut stream = Stream::new(plain);
         let mut kept = HashMap::new();
+        let mut prepared = HashMap::new();
         let mut small_total = 0;
         let mut entries = 0;
         while let Some(entry) = stream.next_entry()? {
@@ -89,11 +98,23 @@ impl<'a> TarSource<'a> {
                     stream.read_to_end(&mut bytes).map_err(Error::Stream)?;
                     Kept::Small(bytes)
                 }
+                EntryKind::File if inner.lease_named(&name, entry.size_bytes, lease) => {
+                    let digest = digest_in_name(&name);
+                    Kept::Blob(digest.expect("its name gave its digest"), entry.size_bytes)
+                }
                 EntryKind::File => {
-                    let mut writer = BlobWriter::create(inner)?;
-                    writer.copy(&mut stream, limits.layer_bytes)?;
                     let expected = digest_in_name(&name);
-                    let (digest, size) = writer.commit(expected.as_ref(), &name, lease)?;
+                    let spooled = inner.spool(
+                        &mut stream,
+                        entry.size_bytes,
+                        expected.as_ref(),
+                        &name,
+                        lease,
+                    )?;
+                    let (digest, size) = (spooled.digest, spooled.size_bytes);
+                    if let Some(layer) = spooled.prepared {
+                        prepared.insert(digest.clone(), layer);
+                    }
                     Kept::Blob(digest, size)
                 }
                 _ => {
@@ -116,7 +137,13 @@ impl<'a> TarSource<'a> {
             }
             kept.insert(name, new);
         }
-        Ok(TarSource { inner, lease, kept })
+        let prepared = Mutex::new(prepared);
+        Ok(TarSource {
+            inner,
+            lease,
+            kept,
+            prepared,
+        })
     }
 
     fn find(&self, name: &str) -> Result<Option<&Kept>> {
@@ -133,7 +160,11 @@ impl<'a> TarSource<'a> {
     }
 }
 
-impl Source for TarSource<'_> {
+impl<'a> Source<'a> for TarSource<'a> {
+    fn prepared(&self, blob: &Digest) -> Option<Prepared<'a>> {
+        guard(&self.prepared).remove(blob)
+    }
+
     fn bytes(&self, name: &str, limit: u64) -> Result<Option<Vec<u8>>> {
         match self.find(name)? {
             Some(Kept::Small(bytes)) => Ok(Some(bytes.clone())),
@@ -199,7 +230,7 @@ impl<'a> DirSource<'a> {
     }
 }
 
-impl Source for DirSource<'_> {
+impl<'a> Source<'a> for DirSource<'a> {
     fn bytes(&self, name: &str, limit: u64) -> Result<Option<Vec<u8>>> {
         let Some(file) = self.file(name)? else {
             return Ok(None);
@@ -229,6 +260,13 @@ impl Source for DirSource<'_> {
         let mut writer = BlobWriter::create(self.inner)?;
         writer.copy(&mut file, self.inner.options.limits.layer_bytes)?;
         writer.commit(expected.as_ref(), name, self.lease).map(Some)
+    }
+}
+
+impl Inner {
+    /// Whether a file is here already, by the digest in its name: it need not be read.
+    fn lease_named(&self, name: &str, size_bytes: u64, lease: &Lease) -> bool {
+        digest_in_name(name).is_some_and(|d| self.lease_blob(lease, &d) == Some(size_bytes))
     }
 }
 
