@@ -45,6 +45,12 @@ impl<'a> BlobWriter<'a> {
         Ok(())
     }
 
+    /// Another descriptor of what is being written.
+    pub(crate) fn reader(&self) -> Result<File> {
+        let path = self.path.as_deref().unwrap_or(&self.inner.root);
+        File::open(path).context("open", path)
+    }
+
     /// Copies all of `input`, at most `limit` bytes.
     pub(crate) fn copy(&mut self, input: &mut impl Read, limit: u64) -> Result<()> {
         let mut buffer = vec![0_u8; 256 * 1024];

@@ -27,7 +27,7 @@ use crate::progress::{Meter, Progress};
 use crate::store::{Inner, Lease, Limits, guard};
 
 pub(crate) const CHUNK_BYTES: usize = 256 * 1024;
-pub(crate) const CHUNKS_IN_FLIGHT: usize = 16;
+const CHUNKS_IN_FLIGHT: usize = 16;
 
 /// One layer to be unpacked.
 #[derive(Clone, Debug)]
@@ -160,7 +160,7 @@ impl Inner {
         self.publish_layer(job, prepared.unpacked, prepared.scratch, lease)
     }
 
-    /// Unpacks a layer whose bytes are only just coming. The caller must see them digested elsewhere.
+    /// Unpacks a layer whose bytes are only just coming and are digested elsewhere.
     pub(crate) fn prepare(
         &self,
         input: impl Read + Send,
@@ -345,7 +345,7 @@ pub(crate) struct Prepared<'a> {
     stored_bytes: u64,
 }
 
-pub(crate) type Chunk = Arc<Vec<u8>>;
+type Chunk = Arc<Vec<u8>>;
 
 /// Reads until the end, or until `take` wants no more.
 fn decompress(
@@ -385,14 +385,14 @@ fn decompress(
 }
 
 /// Chunks from another thread, read one after the other.
-pub(crate) struct Chunks {
+struct Chunks {
     from: Receiver<io::Result<Chunk>>,
     current: Chunk,
     at: usize,
 }
 
 impl Chunks {
-    pub(crate) fn new(from: Receiver<io::Result<Chunk>>) -> Self {
+    fn new(from: Receiver<io::Result<Chunk>>) -> Self {
         Chunks {
             from,
             current: Arc::new(Vec::new()),

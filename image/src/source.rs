@@ -18,6 +18,7 @@ use crate::compression::decompressed;
 use crate::digest::Digest;
 use crate::error::{Context, Error, Result};
 use crate::layers::Prepared;
+use crate::spool::Spooler;
 use crate::store::{Inner, Lease, guard};
 
 /// Files up to this size are kept in memory, as long as they are not too many.
@@ -59,11 +60,32 @@ impl<'a> TarSource<'a> {
         lease: &'a Lease,
         input: impl Read + Send,
     ) -> Result<Self> {
+        std::thread::scope(|scope| {
+            let mut spooler = Spooler::new(inner, lease, scope);
+            let kept = Self::entries(inner, lease, input, &mut spooler)?;
+            let prepared = Mutex::new(spooler.finish());
+            Ok(TarSource {
+                inner,
+                lease,
+                kept,
+                prepared,
+            })
+        })
+    }
+
+    fn entries<'scope>(
+        inner: &'a Inner,
+        lease: &'a Lease,
+        input: impl Read + Send,
+        spooler: &mut Spooler<'scope, '_, 'a>,
+    ) -> Result<HashMap<String, Kept>>
+    where
+        'a: 'scope,
+    {
         let limits = &inner.options.limits;
         let (_, plain) = decompressed(input)?;
         let mut stream = Stream::new(plain);
         let mut kept = HashMap::new();
-        let mut prepared = HashMap::new();
         let mut small_total = 0;
         let mut entries = 0;
         while let Some(entry) = stream.next_entry()? {
@@ -104,17 +126,8 @@ impl<'a> TarSource<'a> {
                 }
                 EntryKind::File => {
                     let expected = digest_in_name(&name);
-                    let spooled = inner.spool(
-                        &mut stream,
-                        entry.size_bytes,
-                        expected.as_ref(),
-                        &name,
-                        lease,
-                    )?;
-                    let (digest, size) = (spooled.digest, spooled.size_bytes);
-                    if let Some(layer) = spooled.prepared {
-                        prepared.insert(digest.clone(), layer);
-                    }
+                    let (digest, size) =
+                        spooler.store(&mut stream, entry.size_bytes, expected.as_ref(), &name)?;
                     Kept::Blob(digest, size)
                 }
                 _ => {
@@ -137,13 +150,7 @@ impl<'a> TarSource<'a> {
             }
             kept.insert(name, new);
         }
-        let prepared = Mutex::new(prepared);
-        Ok(TarSource {
-            inner,
-            lease,
-            kept,
-            prepared,
-        })
+        Ok(kept)
     }
 
     fn find(&self, name: &str) -> Result<Option<&Kept>> {
