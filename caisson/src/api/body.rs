@@ -137,24 +137,33 @@ impl Drop for Upload {
 /// The part of an upload that nobody read.
 pub struct Leftover(oneshot::Receiver<Chunks>);
 
+/// For so long a refused client may go on writing before its connection is closed on it.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 impl Leftover {
-    /// Reads a little on before an error is answered: clients that are still writing would report a broken connection
-    /// instead of the answer.
+    /// Reads on before an error is answered: clients that are still writing would report a broken connection instead of
+    /// the answer.
     pub async fn drain(self) {
-        const BYTES: usize = 1 << 20;
         let reading = async {
-            let Ok(mut chunks) = self.0.await else { return };
-            let mut seen = 0;
-            while let Some(Ok(chunk)) = chunks.next().await {
-                seen += chunk.len();
-                if seen > BYTES {
-                    return;
-                }
+            if let Ok(chunks) = self.0.await {
+                read_out(chunks).await;
             }
         };
-        // A client that stops writing is not waited for.
-        let _ = tokio::time::timeout(Duration::from_secs(1), reading).await;
+        let _ = tokio::time::timeout(PATIENCE, reading).await;
     }
+
+    /// The same for an answer that has begun and may still tell of an error.
+    pub fn drain_behind_answer(self) {
+        tokio::spawn(async move {
+            if let Ok(chunks) = self.0.await {
+                let _ = tokio::time::timeout(PATIENCE, read_out(chunks)).await;
+            }
+        });
+    }
+}
+
+async fn read_out(mut chunks: Chunks) {
+    while let Some(Ok(_)) = chunks.next().await {}
 }
 
 /// A tar stream that a client may have compressed: gzip and zstd are recognised by their first bytes and unpacked.

@@ -129,7 +129,10 @@ pub async fn create(State(app): State<App>, params: Params, request: Request) ->
 /// The progress of an upload that began well, or the error, which an upload under way must not cover.
 async fn told(begun: caisson_engine::Result<Feed<JsonMessage>>, leftover: Leftover) -> ApiResult {
     match begun {
-        Ok(feed) => Ok(progress(feed)),
+        Ok(feed) => {
+            leftover.drain_behind_answer();
+            Ok(progress(feed))
+        }
         Err(error) => {
             leftover.drain().await;
             Err(error.into())

@@ -434,9 +434,7 @@ fn list(session: &Session, parsed: &Parsed) -> Outcome {
             .render(format, parsed.flag("quiet"), &rows)
             .map_err(Failure::new)?,
     )?;
-    if as_table {
-        warn_of_override("a context");
-    }
+    warn_of_override("a context");
     Ok(0)
 }
 
