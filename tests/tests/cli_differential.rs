@@ -197,9 +197,13 @@ fn ours_is_dockers() {
         .filter(|l| !l.is_empty() && !l.starts_with('#'))
         .collect();
     for script in scripts.iter().filter(|s| s.contains(&wanted)) {
-        let docker = run(script, Cli::Docker, &daemon, &tree);
-        let ours = run(script, Cli::Caisson, &daemon, &tree);
-        if docker != ours {
+        // Between the two an age may come to have one more digit, and with it its column: a real difference stays.
+        let differs = || {
+            let docker = run(script, Cli::Docker, &daemon, &tree);
+            let ours = run(script, Cli::Caisson, &daemon, &tree);
+            (docker != ours).then_some((docker, ours))
+        };
+        if let Some((docker, ours)) = differs().and_then(|_| differs()).and_then(|_| differs()) {
             failures.push(format!(
                 "{script}\n  output:\n{}  errors:\n{}  exit code: docker {}, ours {}\n",
                 difference(&docker.out, &ours.out),
