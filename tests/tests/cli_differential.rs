@@ -197,7 +197,8 @@ fn ours_is_dockers() {
         .filter(|l| !l.is_empty() && !l.starts_with('#'))
         .collect();
     for script in scripts.iter().filter(|s| s.contains(&wanted)) {
-        // Between the two an age may come to have one more digit, and with it its column: a real difference stays.
+        // A difference counts when it is there three times: once `images` differed in the order or number of equal lines
+        // and did not again. Why is not known; the daemon may still have been clearing away an image.
         let differs = || {
             let docker = run(script, Cli::Docker, &daemon, &tree);
             let ours = run(script, Cli::Caisson, &daemon, &tree);
