@@ -21,6 +21,13 @@ pub enum Rootfs {
     },
     /// One directory, used as it is.
     Directory(PathBuf),
+    /// An overlay of two block images: files on the host where a microVM is made, devices inside of it.
+    Block {
+        /// A read-only EROFS image, shared by every sandbox of the same container image.
+        lower: PathBuf,
+        /// An ext4 disk of this sandbox alone: where changes go.
+        upper: PathBuf,
+    },
 }
 
 /// Where a process' output is kept, in addition to being handed to whoever attaches.

@@ -1,4 +1,5 @@
-//! The messages that cross our own process boundaries: runtime ↔ shim on the host, runtime ↔ agent in a guest.
+//! The messages that cross our own process boundaries: runtime ↔ shim on the host, shim ↔ agent in a guest, shim ↔ VMM
+//! ([`vmm`]).
 //!
 //! Must not know: tokio (it does no input or output at all), OCI images, Docker. OCI documents travel as raw JSON.
 //!
@@ -44,7 +45,8 @@
 //! ```
 //!
 //! A `Status` chunk holds an [`Outcome`] in JSON: without it the transfer was cut short. Likewise an attached stream that
-//! ends without its empty chunk was cut by the supervisor's death, not by the process.
+//! ends without its empty chunk was cut by the supervisor's death, not by the process. An attachment that asked to be the
+//! `journal` also gets a `Status` chunk with the exit status, behind all that the process wrote before its end.
 //!
 //! # Generations
 //!
@@ -56,14 +58,17 @@
 mod chunk;
 mod data;
 mod frame;
+mod guest;
 pub mod layout;
 mod message;
+pub mod vmm;
 
 pub use chunk::{
     CHUNK_HEADER_BYTES, Chunk, ChunkDecoder, Stream, chunk_header, parse_chunk_header,
 };
 pub use data::*;
 pub use frame::{FRAME_HEADER_BYTES, FrameDecoder, decode, encode, parse_frame_header};
+pub use guest::*;
 pub use message::*;
 
 /// The generation this build speaks.

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::{
-    Attach, Error, ExitStatus, PathStat, ProcessTable, Rootfs, SandboxState, Stats, Stdio, TtySize,
-    WriteOptions,
+    Attach, Error, ExitStatus, GuestSetup, PathStat, ProcessTable, Rootfs, SandboxState, Stats,
+    Stdio, TtySize, WriteOptions,
 };
 
 /// The first frame of both sides.
@@ -116,6 +116,9 @@ pub struct CreateRequest {
     pub rootfs: Rootfs,
     /// Run a small reaping init as PID 1.
     pub reaper: bool,
+    /// What a guest needs beyond the spec; only ever sent to an agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest: Option<GuestSetup>,
 }
 
 /// See [`Request::Spawn`].
@@ -185,6 +188,11 @@ pub struct AttachRequest {
     pub process: String,
     /// Which of its streams.
     pub streams: Attach,
+    /// The supervisor's record for someone who keeps the log and the exit status elsewhere: it is not ended a while after the
+    /// process, as other attachments are, and behind everything the process wrote until its end comes a `Status` chunk
+    /// with its [`Response::Exited`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub journal: bool,
 }
 
 /// Which tree a path is looked up in.
@@ -196,6 +204,9 @@ pub enum View {
     Processes,
     /// The root file system alone, without anything mounted in it.
     Rootfs,
+    /// What differs from the read-only part of an overlay, as an OCI layer: removed files are `.wh.NAME` entries, replaced
+    /// directories hold `.wh..wh..opq`. `path` is `/`.
+    Changes,
 }
 
 /// See [`Request::StatPath`] and [`Request::ReadPath`].

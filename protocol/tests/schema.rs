@@ -45,6 +45,7 @@ fn requests() -> Vec<Request> {
                 work: "/w".into(),
             },
             reaper: true,
+            guest: None,
         }),
         Request::Spawn(SpawnRequest {
             process: "init".into(),
@@ -89,6 +90,7 @@ fn requests() -> Vec<Request> {
                 stdout: true,
                 stderr: false,
             },
+            journal: false,
         }),
         Request::StatPath(PathRequest {
             path: "/etc".into(),
@@ -106,6 +108,33 @@ fn requests() -> Vec<Request> {
             },
         }),
     ]
+}
+
+fn guest() -> GuestSetup {
+    GuestSetup {
+        now: SystemTime::UNIX_EPOCH + Duration::new(1_700_000_000, 5),
+        entropy: vec![1, 2],
+        shares: vec![Share {
+            tag: "s0".into(),
+            target: "/run/s0".into(),
+            read_only: true,
+        }],
+        files: vec![GuestFile {
+            path: "/run/f0".into(),
+            mode: 0o644,
+            content: b"x".to_vec(),
+        }],
+        interfaces: vec![Interface {
+            name: "eth0".into(),
+            mac: "02:00:00:00:00:01".into(),
+            mtu: 1500,
+            addresses: vec!["10.0.0.2/24".into()],
+            routes: vec![Route {
+                destination: "0.0.0.0/0".into(),
+                gateway: Some("10.0.0.1".into()),
+            }],
+        }],
+    }
 }
 
 fn resource_use() -> ResourceUse {
@@ -307,6 +336,29 @@ fn no_message_of_the_generation_has_changed() {
     check(
         "rootfs-directory",
         &Rootfs::Directory("/r".into()),
+        &mut seen,
+    );
+    check(
+        "rootfs-block",
+        &Rootfs::Block {
+            lower: "/dev/vdb".into(),
+            upper: "/dev/vdc".into(),
+        },
+        &mut seen,
+    );
+    check("guest", &guest(), &mut seen);
+    check("view-changes", &View::Changes, &mut seen);
+    check(
+        "attach-journal",
+        &AttachRequest {
+            process: "init".into(),
+            streams: Attach {
+                stdin: false,
+                stdout: true,
+                stderr: true,
+            },
+            journal: true,
+        },
         &mut seen,
     );
 

@@ -213,6 +213,8 @@ pub trait Sandbox: Send + Sync {
     async fn read_path(&self, path: &Path) -> Result<TarStream>;
     /// A tar archive of the root file system alone, without what is mounted in it (`docker export`).
     async fn export(&self) -> Result<TarStream>;
+    /// What differs from the image, as an OCI layer: removed files are `.wh.NAME`, replaced directories hold `.wh..wh..opq`.
+    async fn changes(&self) -> Result<TarStream>;
     /// Unpacks an archive into the directory `path`.
     async fn write_path(&self, path: &Path, tar: TarStream, options: WriteOptions) -> Result<()>;
     /// Saves memory, processes and disk.

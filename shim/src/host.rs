@@ -3,8 +3,8 @@
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
-use caisson_protocol::{Error, ErrorKind, ExitStatus, LogFile, Rootfs};
-use caisson_supervisor::{Host, Log};
+use caisson_protocol::{CreateRequest, Error, ErrorKind, ExitStatus, LogFile, Rootfs};
+use caisson_supervisor::{Host, Log, Mounted};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use oci_spec::runtime::Spec;
 
@@ -33,8 +33,13 @@ impl Host for SandboxDir {
         }
     }
 
-    fn mount(&mut self, rootfs: &Rootfs, spec: &mut Spec) -> Result<PathBuf, Error> {
-        mounts::mount(&self.dir, rootfs, spec)
+    fn mount(&mut self, request: &CreateRequest, spec: &mut Spec) -> Result<Mounted, Error> {
+        let changes = match &request.rootfs {
+            Rootfs::Overlay { upper, .. } => Some(upper.clone()),
+            Rootfs::Directory(_) | Rootfs::Block { .. } => None,
+        };
+        let root = mounts::mount(&self.dir, &request.rootfs, spec)?;
+        Ok(Mounted { root, changes })
     }
 
     fn unmount(&mut self) -> Result<(), Error> {

@@ -49,6 +49,10 @@ pub fn mount(dir: &Path, rootfs: &Rootfs, spec: &mut Spec) -> Result<PathBuf, Er
     }
     match rootfs {
         Rootfs::Directory(path) => Ok(path.clone()),
+        Rootfs::Block { .. } => Err(Error::new(
+            ErrorKind::Invalid,
+            "a root file system of block images belongs into a microVM",
+        )),
         Rootfs::Overlay { lower, upper, work } => {
             let target = dir.join(ROOTFS);
             make_dir(&target)?;

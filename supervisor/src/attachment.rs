@@ -11,7 +11,8 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use caisson_protocol::{
-    AttachRequest, ChunkDecoder, Error, ProtocolError, Response, Stream, chunk_header,
+    AttachRequest, ChunkDecoder, Error, ExitStatus, Outcome, ProtocolError, Response, Stream,
+    chunk_header,
 };
 use nix::errno::Errno;
 
@@ -31,6 +32,7 @@ impl Supervisor {
         let AttachRequest {
             process: id,
             streams,
+            journal,
         } = request;
         let Some(process) = self.processes.get_mut(id.as_str()) else {
             let error: Error = not_found(format!("no process {id} in this sandbox"));
@@ -41,7 +43,8 @@ impl Supervisor {
         process.attachments.push(connection_id);
         let open = [process.outputs[0].is_some(), process.outputs[1].is_some()];
         // After the grace nothing is passed on any more, so a late attachment ends at once too.
-        let cut = process.is_over() && process.cut_at.is_none();
+        let cut = process.is_over() && process.cut_at.is_none() && !journal;
+        let ended = journal.then(|| process.exit_status().cloned()).flatten();
         self.answer(connection_id, request_id, Ok(Response::Done));
         let Some(connection) = self.connections.get_mut(&connection_id) else {
             return;
@@ -53,13 +56,32 @@ impl Supervisor {
             decoder,
             stdin_ended: false,
             ended: [false; 2],
+            journal,
         });
         for (stream, open) in OUTPUTS.into_iter().zip(open) {
             if wants(streams, stream) && (!open || cut) {
                 connection.end_stream(stream);
             }
         }
+        if let Some(status) = ended {
+            connection.push(exit_chunk(&status));
+        }
         self.close_finished_attachments(&id);
+    }
+
+    /// Tells the journals of a process how it ended; everything it wrote until now is queued before.
+    pub(crate) fn journal_exit(&mut self, id: &Rc<str>, status: &ExitStatus) {
+        let Some(process) = self.processes.get(id) else {
+            return;
+        };
+        for connection_id in process.attachments.clone() {
+            if let Some(connection) = self.connections.get_mut(&connection_id)
+                && matches!(&connection.mode, Mode::Attached(a) if a.journal)
+            {
+                connection.push(exit_chunk(status));
+                self.settle(connection_id);
+            }
+        }
     }
 
     /// A connection that was attached is gone.
@@ -287,6 +309,7 @@ impl Supervisor {
                 .filter(|&i| wants(attached.streams, OUTPUTS[i]))
                 .collect();
             let finished = asked.iter().all(|&i| attached.ended[i]);
+            let finished = finished && (over || !attached.journal);
             if (finished && !asked.is_empty()) || (over && asked.is_empty()) {
                 connection.closing = true;
             }
@@ -308,6 +331,9 @@ impl Supervisor {
             let Mode::Attached(attached) = &connection.mode else {
                 continue;
             };
+            if attached.journal {
+                continue;
+            }
             let streams = attached.streams;
             for stream in OUTPUTS.into_iter().filter(|&s| wants(streams, s)) {
                 connection.end_stream(stream);
@@ -320,6 +346,14 @@ impl Supervisor {
     pub(crate) fn grace_of_streams(&self) -> Instant {
         Instant::now() + crate::STREAM_GRACE
     }
+}
+
+fn exit_chunk(status: &ExitStatus) -> Rc<[u8]> {
+    let outcome = Outcome::Ok(Response::Exited(status.clone()));
+    let json = serde_json::to_vec(&outcome).unwrap_or_default();
+    [&chunk_header(Stream::Status, json.len())[..], &json]
+        .concat()
+        .into()
 }
 
 /// Whether an attachment asked for an output.

@@ -42,6 +42,8 @@ pub(crate) struct Attached {
     pub(crate) stdin_ended: bool,
     /// End marks sent for standard output and standard error.
     pub(crate) ended: [bool; 2],
+    /// See [`caisson_protocol::AttachRequest::journal`].
+    pub(crate) journal: bool,
 }
 
 /// One client connection.

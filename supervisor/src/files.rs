@@ -26,8 +26,8 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sched::CloneFlags;
 use nix::sys::stat::Mode;
 use nix::unistd::{Gid, Pid, Uid};
-use oci_spec::runtime::Spec;
 
+use crate::supervisor::Sandbox;
 use crate::{internal, invalid, jail_error};
 
 /// The tree a request looks into, and the user namespace whose ids count in it when that is not ours.
@@ -39,8 +39,7 @@ pub(crate) struct TreeRoot {
 /// Opens what a request looks into: the first process' root while it lives, the mounted root file system otherwise.
 pub(crate) fn open_root(
     request: &Request,
-    rootfs: &Path,
-    spec: &Spec,
+    sandbox: &Sandbox,
     init: Option<Pid>,
 ) -> Result<TreeRoot, Error> {
     let view = match request {
@@ -56,9 +55,24 @@ pub(crate) fn open_root(
             user_namespace: foreign_user_namespace(pid)?,
         }),
         None => {
-            let maps = IdMappings::of_spec(spec);
+            let dir = match (view, &sandbox.changes) {
+                (View::Changes, None) => {
+                    return Err(invalid(
+                        "its root file system is a plain directory: nothing says what changed in it",
+                    ));
+                }
+                (View::Changes, Some(changes)) => {
+                    // Its ids are stored unshifted.
+                    return Ok(TreeRoot {
+                        dir: open(changes, OFlag::O_PATH | OFlag::O_DIRECTORY)?,
+                        user_namespace: None,
+                    });
+                }
+                _ => &sandbox.rootfs,
+            };
+            let maps = IdMappings::of_spec(&sandbox.spec);
             Ok(TreeRoot {
-                dir: open(rootfs, OFlag::O_PATH | OFlag::O_DIRECTORY)?,
+                dir: open(dir, OFlag::O_PATH | OFlag::O_DIRECTORY)?,
                 user_namespace: maps
                     .map(|maps| user_namespace(&maps))
                     .transpose()
@@ -243,6 +257,7 @@ fn read(root: &TreeRoot, request: &PathRequest, out: &mut ChunkWriter<'_>) -> Re
                 ..PackOptions::copy()
             },
         ),
+        View::Changes => (PathBuf::new(), PackOptions::layer()),
     };
     let mut out = io::BufWriter::with_capacity(MAX_CHUNK_BYTES, out);
     caisson_archive::pack(root.dir.as_fd(), path, &name, &mut out, &options)

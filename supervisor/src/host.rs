@@ -1,9 +1,9 @@
-//! What the supervisor's surroundings provide. On the host `shim` does, in a guest the agent will.
+//! What the supervisor's surroundings provide. On the host `shim` does, in a guest the agent does.
 
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
-use caisson_protocol::{Error, ExitStatus, LogFile, Rootfs};
+use caisson_protocol::{CreateRequest, Error, ExitStatus, LogFile};
 use oci_spec::runtime::Spec;
 
 /// Which of a process' output streams a log line belongs to.
@@ -24,12 +24,22 @@ pub trait Log {
     fn flush(&mut self);
 }
 
+/// A root file system that is in place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mounted {
+    /// Where it is mounted.
+    pub root: PathBuf,
+    /// An overlay's upper directory: what differs from the image.
+    pub changes: Option<PathBuf>,
+}
+
 /// The supervisor's surroundings.
 pub trait Host {
     /// Whether a new connection may speak at all.
     fn admits(&self, connection: BorrowedFd<'_>) -> bool;
-    /// Prepares the root file system and says where it is. May adapt the spec to where things are now.
-    fn mount(&mut self, rootfs: &Rootfs, spec: &mut Spec) -> Result<PathBuf, Error>;
+    /// Prepares the root file system and whatever else the request names, and says where it is. May adapt the spec to where
+    /// things are now.
+    fn mount(&mut self, request: &CreateRequest, spec: &mut Spec) -> Result<Mounted, Error>;
     /// Undoes `mount`; idempotent.
     fn unmount(&mut self) -> Result<(), Error>;
     /// Remembers what a successor needs to clean up after a killed supervisor.

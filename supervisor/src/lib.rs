@@ -1,6 +1,6 @@
 //! Owns the processes of one sandbox: standard streams, terminals, signals, exit codes; serves `protocol`.
 //!
-//! The same on both sides of the wall: `caisson-shim` runs it on the host over a unix socket, the agent will run it as
+//! The same on both sides of the wall: `caisson-shim` runs it on the host over a unix socket, the agent runs it as
 //! the guest's first process over a vsock. What only one of them has (log files, exit records, who may connect, how the
 //! root file system comes to be) is behind [`Host`].
 //!
@@ -51,7 +51,7 @@ mod top;
 
 use std::time::Duration;
 
-pub use host::{Host, Log, LogStream};
+pub use host::{Host, Log, LogStream, Mounted};
 pub use supervisor::Supervisor;
 
 /// An attachment with so many bytes outstanding stalls its process; so does an input queue its clients.

@@ -57,6 +57,14 @@ impl Process {
         matches!(self.state, State::Exited(_))
     }
 
+    /// How it ended, once it has.
+    pub(crate) fn exit_status(&self) -> Option<&ExitStatus> {
+        match &self.state {
+            State::Exited(status) => Some(status),
+            State::Held | State::Running => None,
+        }
+    }
+
     /// Starts or stops listening to its outputs.
     pub(crate) fn listen(&mut self, on: bool) {
         self.stalled = !on;

@@ -70,6 +70,7 @@ impl Supervisor {
         let waiters = std::mem::take(&mut process.waiters);
         self.forget_sources(input.into_iter());
         self.host.exited(id, &status);
+        self.journal_exit(id, &status);
         for (connection_id, request_id) in waiters {
             self.answer(
                 connection_id,

@@ -85,8 +85,8 @@ impl Supervisor {
             .unwrap_or_else(|| PathBuf::from("/caisson").join(&request.id));
         let cgroup = Cgroup::new(&cgroups_path).map_err(jail_error)?;
         self.host.created(&cgroups_path)?;
-        let rootfs = match self.host.mount(&request.rootfs, &mut spec) {
-            Ok(rootfs) => rootfs,
+        let mounted = match self.host.mount(&request, &mut spec) {
+            Ok(mounted) => mounted,
             Err(error) => {
                 let _ = self.host.unmount();
                 return Err(error);
@@ -95,7 +95,8 @@ impl Supervisor {
         self.sandbox = Some(Sandbox {
             id: request.id,
             spec,
-            rootfs,
+            rootfs: mounted.root,
+            changes: mounted.changes,
             cgroup,
             reaper: request.reaper,
             paused: false,
@@ -335,7 +336,7 @@ impl Supervisor {
                 .get(INIT)
                 .filter(|p| !p.is_over())
                 .map(|p| p.pid);
-            crate::files::open_root(&request, &sandbox.rootfs, &sandbox.spec, init)
+            crate::files::open_root(&request, sandbox, init)
         });
         let root = match root {
             Ok(root) => root,

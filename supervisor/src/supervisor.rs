@@ -41,6 +41,7 @@ pub(crate) struct Sandbox {
     pub(crate) id: String,
     pub(crate) spec: Spec,
     pub(crate) rootfs: PathBuf,
+    pub(crate) changes: Option<PathBuf>,
     pub(crate) cgroup: Cgroup,
     pub(crate) reaper: bool,
     pub(crate) paused: bool,

@@ -295,6 +295,9 @@ impl Sandbox for FakeSandbox {
     async fn export(&self) -> Result<TarStream> {
         Ok(Box::pin(&b"tar"[..]))
     }
+    async fn changes(&self) -> Result<TarStream> {
+        Ok(Box::pin(&b"tar"[..]))
+    }
     async fn write_path(&self, _: &Path, _: TarStream, _: WriteOptions) -> Result<()> {
         Ok(())
     }

@@ -103,6 +103,7 @@ impl Runtime for ContainerRuntime {
             spec: oci,
             rootfs: spec.rootfs,
             reaper: spec.reaper,
+            guest: None,
         });
 
         let launch = Launch::start(&self.program, dir.clone()).await?;

@@ -331,6 +331,14 @@ impl Sandbox for ContainerSandbox {
         stream::read_tar(&self.inner.dir, request).await
     }
 
+    async fn changes(&self) -> Result<TarStream> {
+        let request = Request::ReadPath(PathRequest {
+            path: "/".into(),
+            view: View::Changes,
+        });
+        stream::read_tar(&self.inner.dir, request).await
+    }
+
     async fn write_path(&self, path: &Path, tar: TarStream, options: WriteOptions) -> Result<()> {
         stream::write_tar(
             &self.inner.dir,

@@ -24,6 +24,7 @@ pub(super) async fn attach(dir: &Path, process: &ProcessId, streams: Attach) -> 
     let request = Request::Attach(AttachRequest {
         process: process.0.clone(),
         streams,
+        journal: false,
     });
     let (_, reader, writer) = open_stream(dir, request).await?;
     let input = if streams.stdin {

@@ -1,0 +1,77 @@
+//! What an agent is told beyond the OCI spec when it makes the sandbox: things that the host's kernel has and a guest's must
+//! be given.
+
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+
+/// The vsock port on which the agent serves this protocol, and the host's port that it connects to once when it is ready.
+pub const AGENT_PORT: u32 = 1024;
+
+/// A guest's surroundings.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestSetup {
+    /// The host's clock.
+    pub now: SystemTime,
+    /// Bytes for the guest's random number generator, credited as entropy.
+    pub entropy: Vec<u8>,
+    /// Directories of the host, to be mounted before anything of the spec is.
+    #[serde(default)]
+    pub shares: Vec<Share>,
+    /// Small files of the host (`/etc/hosts` and its like), to be written before anything of the spec is mounted.
+    #[serde(default)]
+    pub files: Vec<GuestFile>,
+    /// Network interfaces besides the loopback.
+    #[serde(default)]
+    pub interfaces: Vec<Interface>,
+}
+
+/// A virtio-fs share; the spec's bind mounts name paths beneath its `target` as their sources.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Share {
+    /// The device's tag.
+    pub tag: String,
+    /// Where the agent mounts it.
+    pub target: PathBuf,
+    /// Mounted read-only; the device refuses writes as well.
+    pub read_only: bool,
+}
+
+/// A file with its content.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestFile {
+    /// Where the agent writes it; missing parents are made.
+    pub path: PathBuf,
+    /// Permission bits.
+    pub mode: u32,
+    /// What is in it, at most [`MAX_GUEST_FILE_BYTES`].
+    pub content: Vec<u8>,
+}
+
+/// No copied file is larger: the message that carries it has a limit.
+pub const MAX_GUEST_FILE_BYTES: u64 = 256 << 10;
+
+/// A network interface of the sandbox.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Interface {
+    /// Its name inside the sandbox, such as `eth0`.
+    pub name: String,
+    /// By which the guest finds the device: `aa:bb:cc:dd:ee:ff`.
+    pub mac: String,
+    /// In bytes.
+    pub mtu: u32,
+    /// Addresses with their prefix lengths: `10.0.0.2/24`, `fd00::2/64`.
+    pub addresses: Vec<String>,
+    /// Routes, in this order.
+    pub routes: Vec<Route>,
+}
+
+/// A route through an interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Route {
+    /// Such as `0.0.0.0/0`.
+    pub destination: String,
+    /// The next hop; `None` when the destination is on the link.
+    pub gateway: Option<String>,
+}
