@@ -1,36 +1,45 @@
-//! The refused instructions that touch general registers, flags and a few bytes of memory.
+//! Completing one instruction; here those that touch general registers, flags and a few bytes of memory.
 
 use std::fs::File;
 use std::io::Read;
 
-use iced_x86::{Instruction, Mnemonic};
+use iced_x86::Instruction;
 
+use super::completed::Completion;
 use super::cpu::{
     Cpu, Exception, FLAG_AC, FLAG_CARRY, FLAG_ZERO, FLAGS_ARITHMETIC, GENERAL_PROTECTION,
 };
+use super::xstate::{self, Layout};
 use crate::error::Error;
 
 const BREAKPOINT: u8 = 3;
 
-/// Executes an instruction of this file's list; `None` for any other.
-pub fn execute(cpu: &mut Cpu, instruction: &Instruction) -> Option<Result<(), Exception>> {
-    Some(match instruction.mnemonic() {
-        Mnemonic::Int3 => Err(Exception::Trap(BREAKPOINT)),
-        Mnemonic::Clac => {
+/// Completes an instruction.
+pub fn complete(
+    cpu: &mut Cpu,
+    instruction: &Instruction,
+    how: Completion,
+    layout: &Layout,
+) -> Result<(), Exception> {
+    match how {
+        Completion::Breakpoint => Err(Exception::Trap(BREAKPOINT)),
+        Completion::ClearAc => {
             cpu.regs.rflags &= !FLAG_AC;
             Ok(())
         }
-        Mnemonic::Stac => {
+        Completion::SetAc => {
             cpu.regs.rflags |= FLAG_AC;
             Ok(())
         }
-        Mnemonic::Wait => Ok(()),
-        Mnemonic::Popcnt => popcnt(cpu, instruction),
-        Mnemonic::Lsl => lsl(cpu, instruction),
-        Mnemonic::Rdrand | Mnemonic::Rdseed => random(cpu, instruction),
-        Mnemonic::Cmpxchg16b => cmpxchg16b(cpu, instruction),
-        _ => return None,
-    })
+        Completion::Wait => Ok(()),
+        Completion::PopulationCount => popcnt(cpu, instruction),
+        Completion::SegmentLimit => lsl(cpu, instruction),
+        Completion::Random => random(cpu, instruction),
+        Completion::CompareExchange16 => cmpxchg16b(cpu, instruction),
+        Completion::Save => xstate::save(cpu, instruction, layout, false),
+        Completion::SaveCompacted => xstate::save(cpu, instruction, layout, true),
+        Completion::Restore => xstate::restore(cpu, instruction, layout),
+    }
 }
 
 fn set_flags(cpu: &mut Cpu, clear: u64, set: u64) {

@@ -10,6 +10,7 @@
 //!
 //! Must not know: devices, the control socket, what is booted.
 
+mod completed;
 mod cpu;
 mod instructions;
 mod memory;
@@ -20,6 +21,7 @@ use kvm_ioctls::VcpuFd;
 use vm_memory::GuestMemoryMmap;
 
 use crate::error::{Error, Result};
+use completed::Completion;
 use cpu::{Cpu, Exception};
 
 pub use syscall::{MSR_LSTAR, TRAP_PAGE};
@@ -58,10 +60,8 @@ impl Assist {
             )));
         }
         let next = instruction.next_ip();
-        let done = match instructions::execute(&mut cpu, &instruction) {
-            Some(done) => Some(done),
-            None => xstate::execute(&mut cpu, &instruction, &self.layout),
-        };
+        let done = Completion::of(instruction.mnemonic())
+            .map(|how| instructions::complete(&mut cpu, &instruction, how, &self.layout));
         match done {
             Some(Ok(())) => cpu.regs.rip = next,
             Some(Err(Exception::Trap(vector))) => {

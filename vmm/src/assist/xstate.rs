@@ -8,7 +8,7 @@
 
 use std::arch::x86_64::__cpuid_count;
 
-use iced_x86::{Instruction, Mnemonic};
+use iced_x86::Instruction;
 use kvm_bindings::kvm_xsave;
 
 use super::cpu::{Cpu, Exception, GENERAL_PROTECTION};
@@ -83,22 +83,6 @@ impl Layout {
     }
 }
 
-/// Executes an instruction of this file's list; `None` for any other.
-pub fn execute(
-    cpu: &mut Cpu,
-    instruction: &Instruction,
-    layout: &Layout,
-) -> Option<Result<(), Exception>> {
-    Some(match instruction.mnemonic() {
-        Mnemonic::Xsave | Mnemonic::Xsave64 | Mnemonic::Xsaveopt | Mnemonic::Xsaveopt64 => {
-            save(cpu, instruction, layout, false)
-        }
-        Mnemonic::Xsavec | Mnemonic::Xsavec64 => save(cpu, instruction, layout, true),
-        Mnemonic::Xrstor | Mnemonic::Xrstor64 => restore(cpu, instruction, layout),
-        _ => return None,
-    })
-}
-
 /// The state as bytes, and the components that the instruction is about: EDX:EAX and XCR0.
 fn begin(cpu: &Cpu) -> Result<(Vec<u8>, u64), Exception> {
     let xcrs = cpu.fd.get_xcrs().map_err(Error::kvm("KVM_GET_XCRS"))?;
@@ -130,7 +114,8 @@ fn has(mask: u64, component: usize) -> bool {
     mask >> component & 1 == 1
 }
 
-fn save(
+/// XSAVE, XSAVEOPT; with `compact` XSAVEC.
+pub fn save(
     cpu: &mut Cpu,
     instruction: &Instruction,
     layout: &Layout,
@@ -183,7 +168,8 @@ fn save(
     Ok(())
 }
 
-fn restore(cpu: &mut Cpu, instruction: &Instruction, layout: &Layout) -> Result<(), Exception> {
+/// XRSTOR.
+pub fn restore(cpu: &mut Cpu, instruction: &Instruction, layout: &Layout) -> Result<(), Exception> {
     let from = cpu.address(instruction);
     if from & 63 != 0 {
         return Err(GENERAL_PROTECTION);
