@@ -271,10 +271,10 @@ fn symlinked_source_on_the_host(t: &Test) {
 }
 
 cases![
-    file_in_and_out,
+    file_in_and_out.core(),
     into_an_existing_directory,
     directories,
-    stopped_container,
+    stopped_container.core(),
     symlinks,
     absolute_links_stay_inside,
     dot_dot_stays_inside,

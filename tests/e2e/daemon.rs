@@ -185,7 +185,7 @@ fn a_polite_stop_ends_quickly(t: &Test) {
     own.sleeper(&[]);
     let began = Instant::now();
     own.daemon.stop();
-    assert!(began.elapsed() < Duration::from_secs(20));
+    assert!(began.elapsed() < caisson_tests::patience(20));
     own.daemon.launch();
 }
 
@@ -196,7 +196,7 @@ fn second_daemon_is_refused(t: &Test) {
     for socket in [own.daemon.socket(), &other] {
         let mut command = own.target().daemon_command(own.daemon.root(), socket);
         command.env("HOME", own.daemon.home()).stdin(Stdio::null());
-        let outcome = client::run_within(command, b"", Duration::from_secs(20));
+        let outcome = client::run_within(command, b"", caisson_tests::patience(20));
         outcome.fails().complains(&[
             "already",
             "in use",
@@ -347,7 +347,7 @@ fn the_client_starts_the_daemon(t: &Test) {
     command
         .args(["--mount", "--propagation=private", "sh", "-c", &script])
         .env_remove("DOCKER_HOST");
-    let outcome = client::run_within(command, b"", Duration::from_secs(60));
+    let outcome = client::run_within(command, b"", caisson_tests::patience(60));
     outcome.ok().has("started by itself").has("CONTAINER ID");
 }
 
@@ -358,15 +358,19 @@ fn tcp_needs_certificates(t: &Test) {
         .args(["-H", "tcp://127.0.0.1:0"])
         .env("HOME", daemon.home())
         .stdin(Stdio::null());
-    let outcome = client::run_within(command, b"", Duration::from_secs(20));
+    let outcome = client::run_within(command, b"", caisson_tests::patience(20));
     outcome.fails().complains(&["tls"]);
     assert!(!rest::ping(&daemon.root().join("s.sock")));
     let _ = t;
 }
 
 cases![
-    kill_9_keeps_running_containers.ours("its containers end with it unless --live-restore"),
-    kill_9_loses_no_exit_code.ours("its containers end with it unless --live-restore"),
+    kill_9_keeps_running_containers
+        .core()
+        .ours("its containers end with it unless --live-restore"),
+    kill_9_loses_no_exit_code
+        .core()
+        .ours("its containers end with it unless --live-restore"),
     kill_9_keeps_terminals_and_exec.ours("its containers end with it unless --live-restore"),
     kill_9_then_restart_policies.ours("its containers end with it unless --live-restore"),
     kill_9_while_creating

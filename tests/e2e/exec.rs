@@ -170,14 +170,14 @@ fn many_at_once(t: &Test) {
 }
 
 cases![
-    output_and_exit_code,
+    output_and_exit_code.core(),
     not_found_and_not_executable,
     killed_by_a_signal,
     stdin,
     environment_user_and_directory,
-    same_namespaces_and_cgroup,
+    same_namespaces_and_cgroup.core(),
     detached,
-    terminal,
+    terminal.core(),
     terminal_detaches,
     privileged
         .container_only()

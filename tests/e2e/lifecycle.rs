@@ -462,12 +462,12 @@ fn exit_time_and_start_time(t: &Test) {
 }
 
 cases![
-    stop_then_start,
+    stop_then_start.core(),
     stop_kills_after_the_timeout,
-    file_changes_survive_a_restart,
+    file_changes_survive_a_restart.core(),
     kill_sends_the_signal,
-    kill_by_default_kills,
-    pause_freezes,
+    kill_by_default_kills.core(),
+    pause_freezes.core(),
     a_paused_container_can_be_removed,
     rename,
     names_ids_and_prefixes,

@@ -162,11 +162,11 @@ fn follow_survives_a_burst(t: &Test) {
 }
 
 cases![
-    both_streams,
+    both_streams.core(),
     tail,
     timestamps,
     since_and_until,
-    follow_until_the_end,
+    follow_until_the_end.core(),
     follow_a_quiet_container,
     follow_of_an_ended_container_returns,
     created_container_has_none,

@@ -248,7 +248,7 @@ fn named_volumes_are_refused_for_now(t: &Test) {
 }
 
 cases![
-    bind_both_ways,
+    bind_both_ways.core(),
     bind_read_only,
     bind_of_a_file,
     bind_makes_a_missing_source,
@@ -257,7 +257,7 @@ cases![
     bind_propagation.container_only(),
     nested_binds_are_ordered,
     bad_mounts,
-    tmpfs,
+    tmpfs.core(),
     shm_size,
     read_only_root,
     volumes_from_another_container.later("volumes come with their own issue"),

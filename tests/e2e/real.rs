@@ -14,7 +14,7 @@ fn image(t: &Test, name: &str) -> String {
         .unwrap_or_else(|poisoned| poisoned.into_inner());
     if t.cli(&["image", "inspect", &reference]).code != 0 {
         let load = t.command(["load", "-i", &archive.display().to_string()]);
-        client::run_within(load, b"", Duration::from_secs(180))
+        client::run_within(load, b"", caisson_tests::patience(180))
             .ok()
             .has(&reference);
     }
@@ -183,11 +183,11 @@ fn save_and_load_keep_a_real_image(t: &Test) {
 }
 
 cases![
-    debian_release,
+    debian_release.core(),
     debian_interactive_bash,
     debian_as_another_user,
     debian_package_tools_work,
-    python_computes,
+    python_computes.core(),
     python_serves_over_loopback,
     redis_answers_while_logs_follow,
     redis_on_the_hosts_loopback.container_only(),

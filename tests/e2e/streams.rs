@@ -236,15 +236,15 @@ fn a_killed_client_does_not_kill_the_container(t: &Test) {
 }
 
 cases![
-    stdin_reaches_the_process,
+    stdin_reaches_the_process.core(),
     stdin_is_empty_without_interactive,
-    fifty_megabytes_through_cat,
+    fifty_megabytes_through_cat.core(),
     client_ends_although_stdin_stays_open,
     slow_reader_loses_nothing,
-    interactive_shell,
+    interactive_shell.core(),
     terminal_without_stdin,
     terminal_refuses_piped_stdin,
-    resize_is_seen_inside,
+    resize_is_seen_inside.core(),
     ctrl_c_interrupts_the_foreground,
     detach_keys_leave_it_running,
     other_detach_keys,

@@ -497,23 +497,23 @@ fn labels_do_not_steer_the_engine(t: &Test) {
 }
 
 cases![
-    capabilities,
+    capabilities.core(),
     capabilities_of_other_users,
     privileged_has_all
         .container_only()
         .ours("its runc wants capabilities that this machine lacks"),
-    seccomp_filters,
+    seccomp_filters.core(),
     own_seccomp_profile,
     no_new_privileges,
     unknown_security_options,
     devices_by_default,
     device_policy_holds,
     added_devices.container_only(),
-    masked_and_read_only_paths,
+    masked_and_read_only_paths.core(),
     more_is_masked_than_by_others.ours("it masks less"),
     sysctls,
     namespaces_are_own.container_only(),
-    cgroup_is_hidden,
+    cgroup_is_hidden.core(),
     the_old_root_is_gone,
     no_descriptor_leaks_in,
     working_directory_cannot_be_outside,

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::target::{binary, on_path};
 
 /// How long a client may take before the case fails.
-pub const TIMEOUT: Duration = Duration::from_secs(60);
+pub const TIMEOUT_S: u64 = 60;
 
 /// A command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -208,7 +208,7 @@ pub fn shown(command: &Command) -> String {
 
 /// Runs a command to its end with `input` on its standard input.
 pub fn run(command: Command, input: &[u8]) -> Outcome {
-    run_within(command, input, TIMEOUT)
+    run_within(command, input, crate::patience(TIMEOUT_S))
 }
 
 /// Like [`run`], with a time limit of its own.
@@ -387,7 +387,7 @@ impl Background {
     /// Waits for `text` on standard output.
     #[track_caller]
     pub fn expect(&self, text: &str) {
-        self.stdout.expect_from(0, text, Duration::from_secs(20));
+        self.stdout.expect_from(0, text, crate::patience(20));
     }
 
     /// Writes to its standard input.
@@ -422,7 +422,7 @@ impl Background {
     #[track_caller]
     pub fn exit_code(&mut self) -> i32 {
         self.stdin = None;
-        match wait(&mut self.child, Duration::from_secs(30)) {
+        match wait(&mut self.child, crate::patience(30)) {
             Some(code) => code,
             None => panic!(
                 "did not end within 30 s: {}\n--- stdout\n{}\n--- stderr\n{}",

@@ -90,7 +90,7 @@ impl Daemon {
         let mut child = command
             .spawn()
             .unwrap_or_else(|e| panic!("cannot start {}: {e}", client::shown(&command)));
-        let until = Instant::now() + Duration::from_secs(60);
+        let until = Instant::now() + crate::patience(60);
         while !rest::ping(&self.socket) {
             if let Some(status) = child.try_wait().expect("our own child") {
                 panic!(
@@ -197,7 +197,7 @@ impl Daemon {
         };
         let pid = nix::unistd::Pid::from_raw(child.id() as i32);
         let _ = nix::sys::signal::kill(pid, signal);
-        if wait(&mut child, Duration::from_secs(30)).is_none() {
+        if wait(&mut child, crate::patience(30)).is_none() {
             let _ = child.kill();
             let _ = child.wait();
             panic!("daemon did not end within 30 s of {signal}\n{}", self.log());
@@ -217,7 +217,7 @@ impl Daemon {
     /// What is left of a removed container.
     pub fn residue_of(&self, id: &str) -> Vec<String> {
         let (data, exec) = (self.data_root(), self.root.path().join("exec"));
-        residue::after(id, &[&data, &exec], Duration::from_secs(5))
+        residue::after(id, &[&data, &exec], crate::patience(5))
     }
 
     /// Removes every container, ends the daemon and returns what is left of both.
@@ -241,7 +241,7 @@ impl Daemon {
             let _ = nix::mount::umount(&self.data_root());
         }
         let root = self.root.path().display().to_string();
-        let mut left = residue::after(&root, &[], Duration::from_secs(5));
+        let mut left = residue::after(&root, &[], crate::patience(5));
         if self.target == Target::Dockerd {
             left.retain(|line| !line.starts_with("mount")); // its mounts spread to namespaces that others made meanwhile
         }

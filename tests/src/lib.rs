@@ -4,6 +4,9 @@
 //! isolation and per client, `module::case::container::docker`, and runs them on one shared daemon. A case that wants to
 //! kill a daemon or start one with other flags asks for its own ([`Test::own_daemon`]).
 //!
+//! `CAISSON_TEST_VM` says which cases are repeated behind a microVM: `core`, a selection, beside the container half (the
+//! rule); `all` of them and nothing else (the lab); `off`. `CAISSON_TEST_PATIENCE` multiplies every limit of time.
+//!
 //! `CAISSON_TEST_TARGET=dockerd` runs the same cases against Debian's dockerd: a case that fails there is a wrong case.
 //!
 //! Must not know: anything inside the engine. It talks to programs, sockets and `/proc`, as a user could.
@@ -25,6 +28,16 @@ pub use client::{Background, Cli, Outcome};
 pub use daemon::Daemon;
 pub use target::Target;
 pub use terminal::Terminal;
+
+/// How long something may take that takes so many seconds at most on an ordinary machine.
+pub fn patience(seconds: u64) -> std::time::Duration {
+    static FACTOR: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
+    let factor = FACTOR.get_or_init(|| {
+        let set = std::env::var("CAISSON_TEST_PATIENCE").ok();
+        set.map_or(1, |f| f.parse().expect("CAISSON_TEST_PATIENCE is a number"))
+    });
+    std::time::Duration::from_secs(seconds * factor)
+}
 
 /// The image most cases use.
 pub const IMAGE: &str = toolbox::REFERENCE;

@@ -57,7 +57,7 @@ impl Registry {
             directory,
             address: ([127, 0, 0, 1], port).into(),
         };
-        let until = Instant::now() + Duration::from_secs(20);
+        let until = Instant::now() + crate::patience(20);
         while TcpStream::connect(registry.address).is_err() {
             if Instant::now() > until {
                 return Err("docker-registry does not answer".into());

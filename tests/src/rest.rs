@@ -3,7 +3,6 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
 
 use serde_json::Value;
 
@@ -42,7 +41,7 @@ pub fn request(
     body: Option<&Value>,
 ) -> std::io::Result<Answer> {
     let stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+    stream.set_read_timeout(Some(crate::patience(60)))?;
     let body = body.map(Value::to_string).unwrap_or_default();
     send(
         stream,

@@ -5,7 +5,6 @@ use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
 
 use rustix::termios::{Winsize, tcsetwinsize};
 
@@ -69,7 +68,7 @@ impl Terminal {
     pub fn expect(&mut self, text: &str) {
         self.read = self
             .screen
-            .expect_from(self.read, text, Duration::from_secs(20));
+            .expect_from(self.read, text, crate::patience(20));
     }
 
     /// Everything that was shown.
@@ -85,7 +84,7 @@ impl Terminal {
     /// The client's exit code, within 30 seconds.
     #[track_caller]
     pub fn exit_code(&mut self) -> i32 {
-        match wait(&mut self.child, Duration::from_secs(30)) {
+        match wait(&mut self.child, crate::patience(30)) {
             Some(code) => code,
             None => panic!("client did not end within 30 s; screen: {:?}", self.shown()),
         }
