@@ -37,3 +37,4 @@ pub use unpack::{Ownership, UnpackOptions, Unpacked, unpack};
 pub use whiteout::{
     OPAQUE_MARKER, PackWhiteouts, UnpackWhiteouts, WHITEOUT_PREFIX, is_opaque, is_whiteout,
 };
+pub use xattr::{Xattr, xattrs_at};

@@ -6,6 +6,8 @@ use std::path::Path;
 use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 
+use crate::error::{Context, Result};
+
 /// What PAX records of extended attributes are called, as GNU tar, bsdtar, Go and podman write them.
 pub(crate) const PAX_PREFIX: &str = "SCHILY.xattr.";
 
@@ -13,7 +15,7 @@ pub(crate) const PAX_PREFIX: &str = "SCHILY.xattr.";
 const MAX_VALUE_BYTES: usize = 65536;
 
 /// An attribute's name and value.
-pub(crate) type Xattr = (String, Vec<u8>);
+pub type Xattr = (String, Vec<u8>);
 
 /// Whether an attribute may come out of or go into an archive. overlayfs' own attributes steer the mount itself and
 /// SELinux labels and integrity hashes belong to the host: none of these travel.
@@ -25,6 +27,16 @@ pub(crate) fn travels(name: &str) -> bool {
         || name == "security.capability"
         || name == "system.posix_acl_access"
         || name == "system.posix_acl_default"
+}
+
+/// The attributes of `name` in a directory that travel in archives, sorted by name. A symbolic link is not followed.
+///
+/// # Errors
+/// [`crate::Error::Io`].
+pub fn xattrs_at(parent: BorrowedFd<'_>, name: &Path) -> Result<Vec<Xattr>> {
+    Target::At(parent, name)
+        .read()
+        .context("read the attributes of", name)
 }
 
 /// Where the attributes of something are.

@@ -13,6 +13,7 @@ use crate::shell::{cargo, output, root};
 const MAY_USE: &[(&str, &[&str])] = &[
     ("caisson-api", &[]),
     ("caisson-archive", &[]),
+    ("caisson-blockfs", &["caisson-archive"]),
     ("caisson-protocol", &[]),
     ("caisson-jail", &[]),
     (
@@ -30,13 +31,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     ("caisson-oci", &["caisson-jail"]),
     ("caisson-runtime", &["caisson-protocol", "caisson-jail"]),
-    ("caisson-image", &["caisson-archive"]),
+    ("caisson-image", &["caisson-archive", "caisson-blockfs"]),
     (
         "caisson-engine",
         &[
             "caisson-runtime",
             "caisson-image",
             "caisson-archive",
+            "caisson-blockfs",
             "caisson-api",
         ],
     ),
@@ -52,7 +54,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("caisson-tests", &[]),
     ("caisson-guest-kernel", &[]),
     ("caisson-vmm", &["caisson-protocol"]),
-    ("xtask", &["caisson-guest-kernel"]),
+    ("xtask", &["caisson-guest-kernel", "caisson-blockfs"]),
 ];
 
 /// Crates that must stay small and synchronous.
@@ -63,6 +65,7 @@ const NO_TOKIO: &[&str] = &[
     "caisson-shim",
     "caisson-oci",
     "caisson-archive",
+    "caisson-blockfs",
     "caisson-vmm",
 ];
 
