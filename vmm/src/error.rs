@@ -26,6 +26,13 @@ pub enum Error {
     Unassisted(String),
     #[error("the guest crashed: triple fault at {rip:#x}")]
     TripleFault { rip: u64 },
+    #[error("{what}: {source}")]
+    Resource {
+        what: String,
+        source: std::io::Error,
+    },
+    #[error("this device cannot do that")]
+    NotThisDevice,
     #[error("KVM stopped the guest: {0}")]
     Stopped(String),
 }

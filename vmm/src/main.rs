@@ -16,20 +16,29 @@ mod assist;
 mod boot;
 mod bus;
 mod cpuid;
+mod devices;
 mod error;
 mod machine;
 mod memory;
 mod ports;
+// what devices use before the control socket does
+#[allow(dead_code)]
+mod resource;
 mod serial;
 mod sys;
+#[allow(dead_code)]
+mod timing;
 mod vcpu;
+#[allow(dead_code)]
 mod virtio;
+#[allow(dead_code)]
 mod worker;
 
 use std::fs::File;
 use std::path::PathBuf;
 
 use anyhow::Context;
+use caisson_protocol::vmm::{AssistMode, Resource, VmSpec};
 use clap::Parser;
 
 /// Boot a Linux kernel in a microVM; its serial console is standard output.
@@ -65,7 +74,26 @@ const ASSIST_COMMAND_LINE: &str =
     " clearcpuid=smap,smep,popcnt,rdrand,rdseed,movbe vsyscall=none nopti";
 
 fn main() -> anyhow::Result<()> {
+    timing::begin();
     let arguments = Arguments::parse();
+    let spec = VmSpec {
+        id: "vm".into(),
+        vcpus: arguments.vcpus,
+        memory_bytes: arguments.memory_mib << 20,
+        kernel: Resource::Path(arguments.kernel.clone()),
+        initramfs: arguments.initramfs.clone().map(Resource::Path),
+        command_line: arguments.command_line.clone(),
+        disks: Vec::new(),
+        nets: Vec::new(),
+        shares: Vec::new(),
+        vsock: None,
+        console: None,
+        console_limit_bytes: None,
+        assist: AssistMode::Auto,
+        restore: None,
+        confinement: None,
+        boot_timing: arguments.boot_timing,
+    };
     let open = |path: &PathBuf| File::open(path).with_context(|| path.display().to_string());
     let kernel = open(&arguments.kernel)?;
     let initramfs = arguments.initramfs.as_ref().map(open).transpose()?;
@@ -79,7 +107,7 @@ fn main() -> anyhow::Result<()> {
         command_line: &command_line,
         vcpus: arguments.vcpus,
         memory_bytes: arguments.memory_mib << 20,
-        devices: vec![Box::new(virtio::rng::Rng::default())],
+        devices: devices::open(&spec)?,
         console: Box::new(std::io::stdout()),
         assist: arguments.assist.then(assist::Assist::new),
     })?;

@@ -1,6 +1,8 @@
 //! The few places where the compiler cannot check what KVM and the guest's memory ask for.
 #![allow(unsafe_code)]
 
+use std::os::fd::{FromRawFd, OwnedFd};
+
 use kvm_bindings::{kvm_userspace_memory_region, kvm_xsave};
 use kvm_ioctls::{VcpuFd, VmFd};
 use linux_loader::bootparam::boot_params;
@@ -57,4 +59,22 @@ pub fn internal_suberror(vcpu: &mut VcpuFd) -> u32 {
 pub fn set_xsave(vcpu: &VcpuFd, state: &kvm_xsave) -> Result<()> {
     // SAFETY: this process asks for no dynamically enabled state (AMX), so KVM reads no more than the structure holds.
     unsafe { vcpu.set_xsave(state) }.map_err(Error::kvm("KVM_SET_XSAVE"))
+}
+
+/// Names the calling thread; the name ends with its zero.
+pub fn name_thread(name: &[u8]) {
+    debug_assert!(name.ends_with(&[0]));
+    // SAFETY: PR_SET_NAME reads a string that ends with a zero, at most 16 bytes.
+    unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
+}
+
+/// Takes over an inherited descriptor, which must be open; it is closed on exec from now on. The caller sees to it that no
+/// number is taken twice.
+pub fn adopt(number: i32) -> std::io::Result<OwnedFd> {
+    // SAFETY: fcntl with a number that is no open descriptor fails with EBADF.
+    if unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    // SAFETY: it is open, was inherited, and by this function's contract has no other owner.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }

@@ -12,6 +12,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::{Activation, Device, F_EVENT_IDX, F_VERSION_1, Interrupt};
 use crate::bus::MmioDevice;
+use crate::timing::{self, Phase};
 
 /// Bytes of guest-physical space that a device takes.
 pub const MMIO_LEN: u64 = 0x1000;
@@ -97,6 +98,7 @@ impl MmioDevice for Transport {
         if data.len() == 4 {
             let value = match offset {
                 0x60 => self.interrupt.status(),
+                0xfc => self.interrupt.generation(),
                 _ => state.register(offset),
             };
             data.copy_from_slice(&value.to_le_bytes());
@@ -202,6 +204,9 @@ impl State {
             return;
         }
         self.status |= new;
+        if new == DRIVER_OK {
+            timing::reached(Phase::Drivers);
+        }
         if new == DRIVER_OK && !self.activate(interrupt) {
             self.status |= NEEDS_RESET;
         }
@@ -228,6 +233,7 @@ impl State {
             queues,
             kicks,
             interrupt: interrupt.clone(),
+            features: self.driver_features,
         };
         self.device.activate(activation).is_ok()
     }
@@ -241,7 +247,7 @@ impl State {
     }
 
     fn reset(&mut self, interrupt: &Interrupt) {
-        self.device.reset();
+        drop(self.device.stop());
         self.queues = fresh_queues(self.device.as_ref());
         interrupt.acknowledge(u32::MAX);
         self.status = 0;

@@ -2,9 +2,11 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::sync::Arc;
 
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestMemoryMmap};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::{Activation, Device, Interrupt};
 use crate::error::{Error, Result};
@@ -16,9 +18,28 @@ const QUEUE_SIZES: [u16; 1] = [64];
 const REQUEST_MAX: usize = 4096;
 
 /// The device.
-#[derive(Default)]
 pub struct Rng {
-    worker: Option<Worker>,
+    source: Arc<File>,
+    worker: Option<Worker<(Work, Vec<EventFd>)>>,
+}
+
+struct Work {
+    source: Arc<File>,
+    memory: GuestMemoryMmap,
+    queue: Queue,
+    interrupt: Interrupt,
+    features: u64,
+}
+
+impl Rng {
+    /// Opens the host's random bytes.
+    pub fn new() -> Result<Self> {
+        let source = File::open("/dev/urandom").map_err(Error::io("/dev/urandom"))?;
+        Ok(Rng {
+            source: Arc::new(source),
+            worker: None,
+        })
+    }
 }
 
 impl Device for Rng {
@@ -42,31 +63,47 @@ impl Device for Rng {
             mut queues,
             kicks,
             interrupt,
-            ..
+            features,
         } = activation;
-        let source = File::open("/dev/urandom").map_err(Error::io("/dev/urandom"))?;
-        let mut queue = queues.remove(0);
-        self.worker = Some(Worker::spawn("rng", kicks, move |_| {
-            serve(&mut queue, &memory, &interrupt, &source)
-        })?);
+        let work = Work {
+            source: self.source.clone(),
+            memory,
+            queue: queues.remove(0),
+            interrupt,
+            features,
+        };
+        for kick in &kicks {
+            // what was offered before the activation has no kick any more
+            kick.write(1).map_err(Error::io("a device's kick"))?;
+        }
+        self.worker = Some(Worker::spawn("rng", kicks, work, |work, _| serve(work))?);
         Ok(())
     }
 
-    fn reset(&mut self) {
-        self.worker = None;
+    fn stop(&mut self) -> Option<Activation> {
+        let (work, kicks) = self.worker.take()?.stop()?;
+        Some(Activation {
+            memory: work.memory,
+            queues: vec![work.queue],
+            kicks,
+            interrupt: work.interrupt,
+            features: work.features,
+        })
     }
 }
 
-fn serve(
-    queue: &mut Queue,
-    memory: &GuestMemoryMmap,
-    interrupt: &Interrupt,
-    mut source: &File,
-) -> Result<()> {
+fn serve(work: &mut Work) -> Result<()> {
+    let Work {
+        memory,
+        queue,
+        interrupt,
+        source,
+        ..
+    } = work;
     let fault = |e: virtio_queue::Error| Error::Stopped(format!("the entropy queue: {e}"));
     loop {
-        queue.disable_notification(memory).map_err(fault)?;
-        while let Some(chain) = queue.pop_descriptor_chain(memory) {
+        queue.disable_notification(&*memory).map_err(fault)?;
+        while let Some(chain) = queue.pop_descriptor_chain(&*memory) {
             let head = chain.head_index();
             let mut given = 0;
             for descriptor in chain.writable() {
@@ -87,5 +124,43 @@ fn serve(
         if !queue.enable_notification(memory).map_err(fault)? {
             return Ok(());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::GuestAddress;
+
+    use super::*;
+    use crate::virtio::testing::{self, Driver, Part};
+
+    #[test]
+    fn offered_buffers_are_filled_and_a_stop_keeps_what_waits() {
+        let memory = testing::memory();
+        let mut rng = Rng::new().expect("/dev/urandom");
+        let mut driver = Driver::new(&memory, &mut rng);
+        let used = driver.request(0, &[Part::Writable(64), Part::Writable(64)]);
+        assert_eq!(used.len, 128);
+        assert_ne!(used.written[..64], used.written[64..]);
+        assert!(driver.interrupted());
+
+        let activation = rng.stop().expect("it was active");
+        assert!(rng.stop().is_none());
+        let head = driver.offer(0, &[Part::Writable(16)]);
+        driver.kick(0);
+        assert_eq!(driver.try_used(0), None);
+        rng.activate(activation).expect("it goes on");
+        assert_eq!(driver.used(0).head, head);
+    }
+
+    #[test]
+    fn a_buffer_outside_memory_is_used_with_nothing_in_it() {
+        let memory = testing::memory();
+        let mut rng = Rng::new().expect("/dev/urandom");
+        let mut driver = Driver::new(&memory, &mut rng);
+        let used = driver.request(0, &[Part::Raw(GuestAddress(u64::MAX - 8), 64, 2)]);
+        assert_eq!(used.len, 0);
+        let used = driver.request(0, &[Part::Writable(8)]);
+        assert_eq!(used.len, 8);
     }
 }

