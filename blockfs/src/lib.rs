@@ -11,6 +11,7 @@ mod output;
 mod tree;
 
 pub mod erofs;
+pub mod ext4;
 
 pub use error::{Error, ErrorKind, Result};
 pub use tree::{Attributes, Content, Kind, NodeId, Tree};
