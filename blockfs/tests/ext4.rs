@@ -108,7 +108,7 @@ fn the_kernel_mounts_fills_and_leaves_it_clean() {
         assert_eq!(stat.f_bfree * stat.f_frsize, formatted.free_bytes);
         // The kernel itself keeps a fiftieth back, 16 MiB at most; nothing is reserved for root.
         let kept = stat.f_bfree - stat.f_bavail;
-        assert!(kept <= 4096 && kept <= stat.f_bfree / 25, "{stat:?}");
+        assert!(kept <= 4096 && kept <= stat.f_bfree / 25, "{kept} blocks");
         // More than one group's blocks and inodes where there are several.
         let file = fs::File::create(at.join("large")).unwrap();
         let half = formatted.free_bytes.min(600 * MIB) / 2;
@@ -120,7 +120,7 @@ fn the_kernel_mounts_fills_and_leaves_it_clean() {
                 fs::write(sub.join(j.to_string()), vec![j; 5000]).unwrap();
             }
         }
-        drop(mounted);
+        drop((file, mounted));
         check(&path);
         let mounted = Mounted::new("ext4", "loop", &path).unwrap();
         assert_eq!(fs::read(mounted.path().join("dir39/9")).unwrap(), [9; 5000]);
