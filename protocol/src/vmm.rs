@@ -343,3 +343,65 @@ pub struct BootTimes {
     /// vCPU exits until then.
     pub agent_exits: Option<u64>,
 }
+
+/// What `caisson-vmm probe` found out about this host's KVM; it prints it as one line of JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Probe {
+    /// How guest kernel code runs.
+    pub ring0: Ring0,
+    /// What finding out took.
+    pub took_us: u64,
+}
+
+impl Probe {
+    /// What a VM on this host needs; `None` when there can be none.
+    pub fn assist(&self) -> Option<AssistMode> {
+        match self.ring0 {
+            Ring0::Native(_) => Some(AssistMode::Off),
+            Ring0::Emulated(_) => Some(AssistMode::On),
+            Ring0::Unusable(_) => None,
+        }
+    }
+}
+
+/// How guest code at privilege level 0 runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ring0 {
+    /// On the processor.
+    Native(NativeRing0),
+    /// In KVM's software emulator: slowly, and only with the VMM's assist.
+    Emulated(EmulatedRing0),
+    /// Not at all.
+    Unusable(Unusable),
+}
+
+/// See [`Ring0::Native`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NativeRing0 {
+    /// Of a short counted loop: an order of magnitude.
+    pub instructions_per_second: u64,
+}
+
+/// See [`Ring0::Emulated`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EmulatedRing0 {
+    /// Of a short counted loop.
+    pub instructions_per_second: u64,
+    /// Instructions that the emulator refuses, of those that were tried.
+    pub refused: Vec<String>,
+    /// Instructions that there was no time to try.
+    #[serde(default)]
+    pub untried: Vec<String>,
+    /// Whether SYSCALL from user mode enters the kernel.
+    pub syscall: bool,
+}
+
+/// See [`Ring0::Unusable`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unusable {
+    /// What is in the way.
+    pub cause: String,
+    /// The command or change that removes it; may be empty.
+    pub fix: String,
+}

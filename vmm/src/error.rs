@@ -6,6 +6,8 @@
 pub enum Error {
     #[error("/dev/kvm: {0} (load the kvm module, or run as a user of the kvm group)")]
     NoKvm(kvm_ioctls::Error),
+    #[error("this host cannot run VMs: {cause}; {fix}")]
+    NoVms { cause: String, fix: String },
     #[error("{call} failed: {source}")]
     Kvm {
         call: &'static str,
