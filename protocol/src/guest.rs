@@ -1,5 +1,5 @@
-//! What an agent is told beyond the OCI spec when it makes the sandbox: things that the host's kernel has and a guest's must
-//! be given.
+//! What a shim and its agent are told beyond the OCI spec when they make a sandbox in a virtual machine: what the machine is
+//! made of, and things that the host's kernel has and a guest's must be given.
 
 use std::path::PathBuf;
 use std::time::SystemTime;
@@ -8,6 +8,26 @@ use serde::{Deserialize, Serialize};
 
 /// The vsock port on which the agent serves this protocol, and the host's port that it connects to once when it is ready.
 pub const AGENT_PORT: u32 = 1024;
+
+/// What the shim of a virtual machine is told beyond the OCI spec: what to make the machine of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmSetup {
+    /// The program `caisson-vmm`.
+    pub vmm: PathBuf,
+    /// The program `caisson-share`.
+    pub share_server: PathBuf,
+    /// The guest's kernel, an uncompressed `vmlinux`.
+    pub kernel: PathBuf,
+    /// The file system image with the agent, EROFS.
+    pub agent: PathBuf,
+    /// The guest's memory, unless the sandbox' limit needs more.
+    pub memory_bytes: u64,
+    /// This host's KVM emulates ring 0.
+    pub emulated: bool,
+    /// Sources of bind mounts that the guest gets copies of; everything else is shared with it.
+    #[serde(default)]
+    pub copies: Vec<PathBuf>,
+}
 
 /// A guest's surroundings.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

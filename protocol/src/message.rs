@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 
 use crate::{
     Attach, Error, ExitStatus, GuestSetup, PathStat, ProcessTable, Rootfs, SandboxState, Stats,
-    Stdio, TtySize, WriteOptions,
+    Stdio, TtySize, VmSetup, WriteOptions,
 };
 
 /// The first frame of both sides.
@@ -119,6 +119,9 @@ pub struct CreateRequest {
     /// What a guest needs beyond the spec; only ever sent to an agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest: Option<GuestSetup>,
+    /// What a virtual machine is made of; only ever sent to a shim.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vm: Option<Box<VmSetup>>,
 }
 
 /// See [`Request::Spawn`].

@@ -46,6 +46,7 @@ fn requests() -> Vec<Request> {
             },
             reaper: true,
             guest: None,
+            vm: None,
         }),
         Request::Spawn(SpawnRequest {
             process: "init".into(),

@@ -19,7 +19,10 @@
 mod container;
 mod registry;
 mod sandbox;
+mod shim;
+mod vm;
 
 pub use container::ContainerRuntime;
 pub use registry::Runtimes;
 pub use sandbox::*;
+pub use vm::{Pieces, VmRuntime, VmSettings};

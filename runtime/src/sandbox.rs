@@ -115,6 +115,10 @@ pub struct SandboxSpec {
     pub rootfs: Rootfs,
     /// Run a small reaping init as PID 1 and the first process as its child (`--init`).
     pub reaper: bool,
+    /// Sources of bind mounts that are small files of the sandbox alone and that nobody changes while it runs
+    /// (`/etc/resolv.conf` and its like): an isolation that cannot mount the host's files may copy these.
+    #[serde(default)]
+    pub copies: Vec<PathBuf>,
 }
 
 /// One piece of a process' output. With a terminal everything is `Stdout`.

@@ -299,6 +299,7 @@ fn assemble(
             oci,
             rootfs,
             reaper,
+            copies: vec![own.hosts, own.hostname, own.resolv_conf],
         },
         stdio,
         size,
@@ -430,6 +431,7 @@ pub(super) async fn create_idle(
                 oci,
                 rootfs,
                 reaper: false,
+                copies: Vec::new(),
             },
         )
         .await?)

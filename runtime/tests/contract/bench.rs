@@ -150,6 +150,7 @@ impl Bench {
             oci,
             rootfs: Rootfs::Overlay { lower, upper, work },
             reaper: wish.reaper,
+            copies: Vec::new(),
         }
     }
 

@@ -17,7 +17,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::failed;
 use super::program::ShimProgram;
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Isolation, Result};
 
 /// How much of a dead shim's log goes into an error message.
 const LOG_TAIL_BYTES: usize = 2000;
@@ -32,7 +32,11 @@ pub(super) struct Launch {
 impl Launch {
     /// Makes the directory, listens, starts the shim with the listening socket as its standard input. Connections can be
     /// made at once; they wait until it is ready.
-    pub(super) async fn start(program: &Arc<ShimProgram>, dir: PathBuf) -> Result<Self> {
+    pub(super) async fn start(
+        program: &Arc<ShimProgram>,
+        isolation: Isolation,
+        dir: PathBuf,
+    ) -> Result<Self> {
         match DirBuilder::new().mode(0o700).create(&dir) {
             Ok(()) => {}
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
@@ -49,7 +53,7 @@ impl Launch {
             dir,
             pidfd: None,
         };
-        let spawned = launch.spawn();
+        let spawned = launch.spawn(isolation);
         match spawned {
             Ok(pidfd) => {
                 launch.pidfd = Some(pidfd);
@@ -62,7 +66,7 @@ impl Launch {
         }
     }
 
-    fn spawn(&self) -> io::Result<OwnedFd> {
+    fn spawn(&self, isolation: Isolation) -> io::Result<OwnedFd> {
         let listener = listen(&self.dir)?;
         let log = OpenOptions::new()
             .create(true)
@@ -70,6 +74,9 @@ impl Launch {
             .mode(0o600)
             .open(self.dir.join(LOG))?;
         let mut command = self.program.command(&self.dir);
+        if isolation == Isolation::Vm {
+            command.arg("--vm");
+        }
         command
             .stdin(OwnedFd::from(listener))
             .stdout(log.try_clone()?)

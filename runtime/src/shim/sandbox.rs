@@ -1,4 +1,4 @@
-//! One container's box, seen from the daemon.
+//! One sandbox, seen from the daemon.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -18,10 +18,11 @@ use tokio::sync::watch;
 
 use super::control::{Control, open_stream};
 use super::program::ShimProgram;
-use super::{launch, no_snapshots, stream, unexpected};
+use super::{launch, stream, unexpected};
 use crate::{
-    Attach, Error, ErrorKind, ExitStatus, PathStat, ProcessId, ProcessIo, ProcessTable, Result,
-    Sandbox, SandboxId, SandboxState, Snapshot, Stats, Stdio, TarStream, TtySize, WriteOptions,
+    Attach, Error, ErrorKind, ExitStatus, Isolation, PathStat, ProcessId, ProcessIo, ProcessTable,
+    Result, Sandbox, SandboxId, SandboxState, Snapshot, Stats, Stdio, TarStream, TtySize,
+    WriteOptions,
 };
 
 /// How long the shim may take to end after it has released everything. It takes longer only while a client has not read
@@ -34,13 +35,14 @@ const SHIM_STUCK: Duration = Duration::from_secs(30);
 /// How soon a broken connection to a living shim is tried again.
 const RETRY: Duration = Duration::from_millis(50);
 
-/// One container's box.
-pub(super) struct ContainerSandbox {
+/// One sandbox.
+pub(super) struct ShimSandbox {
     inner: Arc<Inner>,
 }
 
 struct Inner {
     id: SandboxId,
+    isolation: Isolation,
     dir: PathBuf,
     control: Control,
     program: Arc<ShimProgram>,
@@ -54,15 +56,17 @@ struct Inner {
 
 type Wait = watch::Receiver<Option<Result<ExitStatus>>>;
 
-impl ContainerSandbox {
+impl ShimSandbox {
     pub(super) fn new(
         id: SandboxId,
+        isolation: Isolation,
         dir: PathBuf,
-        control: Control,
         program: Arc<ShimProgram>,
     ) -> Self {
+        let control = Control::new(dir.clone());
         let inner = Inner {
             id,
+            isolation,
             dir,
             control,
             program,
@@ -70,13 +74,13 @@ impl ContainerSandbox {
             ended: Mutex::default(),
             cleaning: tokio::sync::Mutex::default(),
         };
-        ContainerSandbox {
+        ShimSandbox {
             inner: Arc::new(inner),
         }
     }
 
     /// A request that is answered with `Done`.
-    async fn order(&self, request: Request) -> Result<()> {
+    pub(super) async fn order(&self, request: Request) -> Result<()> {
         match self.inner.control.call(request).await? {
             Response::Done => Ok(()),
             other => Err(unexpected(&other)),
@@ -115,7 +119,7 @@ impl Inner {
         if !self.dir.join(RECORD).exists() || !self.control.is_gone().await {
             return Err(lost);
         }
-        tracing::warn!(container = %self.id, isolation = "container", "the shim was killed: cleaning up after it");
+        tracing::warn!(container = %self.id, isolation = %self.isolation, "the shim was killed: cleaning up after it");
         launch::clean_up(&self.program, &self.dir).await?;
         let init = self.known_exit(&ProcessId::init());
         let status = self
@@ -155,7 +159,7 @@ fn read_exit(path: &Path) -> Option<ExitStatus> {
 }
 
 #[async_trait]
-impl Sandbox for ContainerSandbox {
+impl Sandbox for ShimSandbox {
     fn id(&self) -> &SandboxId {
         &self.inner.id
     }
@@ -352,7 +356,13 @@ impl Sandbox for ContainerSandbox {
     }
 
     async fn snapshot(&self, _: &Path) -> Result<Snapshot> {
-        Err(no_snapshots())
+        let why = match self.inner.isolation {
+            Isolation::Container => {
+                "a container cannot be saved with its memory and processes; ask for the vm isolation to take snapshots"
+            }
+            Isolation::Vm => "snapshots of running virtual machines are not available yet",
+        };
+        Err(Error::new(ErrorKind::Invalid, why))
     }
 
     async fn destroy(&self, grace: Duration) -> Result<()> {
@@ -388,7 +398,7 @@ impl Sandbox for ContainerSandbox {
             Ok(Err(error)) => return Err(error),
             Err(_) => {
                 let _one = inner.cleaning.lock().await;
-                tracing::error!(container = %inner.id, isolation = "container", "the shim does not answer: killing it");
+                tracing::error!(container = %inner.id, isolation = %inner.isolation, "the shim does not answer: killing it");
                 // It still listens, so the process of that number is it.
                 if let Some(shim) = shim
                     && !inner.control.is_gone().await
