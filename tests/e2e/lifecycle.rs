@@ -475,7 +475,7 @@ cases![
     rm_refuses_what_runs,
     rm_several,
     wait_for_several,
-    update_limits_while_running.container_only(),
+    update_limits_while_running,
     update_restart_policy,
     restart_on_failure_gives_up,
     restart_on_failure_accepts_success,

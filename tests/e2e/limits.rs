@@ -206,13 +206,13 @@ fn parent_cgroup(t: &Test) {
 }
 
 cases![
-    memory_limit_is_set.container_only(),
+    memory_limit_is_set,
     out_of_memory_is_told.core(),
     a_plain_kill_is_not_out_of_memory,
     memory_reservation_and_swap,
     bad_memory_limits,
     process_limit_holds.core(),
-    cpu_quota_throttles.container_only(),
+    cpu_quota_throttles,
     cpu_shares_and_sets,
     block_io_throttle.container_only(),
     ulimits,

@@ -17,6 +17,7 @@ mod real;
 mod registry;
 mod run;
 mod streams;
+mod vm;
 mod wall;
 
 fn main() -> ExitCode {
@@ -37,5 +38,6 @@ fn main() -> ExitCode {
         clients::CASES,
         oci::CASES,
         real::CASES,
+        vm::CASES,
     ])
 }

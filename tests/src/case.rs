@@ -61,6 +61,7 @@ impl VmHalf {
 
     fn has(self, case: &Case, isolation: Isolation, cli: Cli) -> bool {
         match (self, isolation) {
+            (_, Isolation::Container) if case.vm_only => false,
             (VmHalf::All, Isolation::Container) => false,
             (_, Isolation::Container) => true,
             (_, Isolation::Vm) if case.container_only => false,
@@ -94,6 +95,7 @@ pub struct Case {
     alone: bool,
     ours: Option<&'static str>,
     container_only: bool,
+    vm_only: bool,
     core: bool,
     later: Option<&'static str>,
 }
@@ -109,6 +111,7 @@ impl Case {
             alone: false,
             ours: None,
             container_only: false,
+            vm_only: false,
             core: false,
             later: None,
         }
@@ -141,6 +144,12 @@ impl Case {
     /// Repeated behind a microVM on any host that can, not only in the lab.
     pub const fn core(mut self) -> Self {
         self.core = true;
+        self
+    }
+
+    /// About the microVM alone.
+    pub const fn vm_only(mut self) -> Self {
+        self.vm_only = true;
         self
     }
 
