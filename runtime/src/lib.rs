@@ -25,4 +25,6 @@ mod vm;
 pub use container::ContainerRuntime;
 pub use registry::Runtimes;
 pub use sandbox::*;
-pub use vm::{Pieces, VmRuntime, VmSettings};
+pub use vm::{
+    EmulatedRing0, NativeRing0, Pieces, Probe, Ring0, Unusable, VmRuntime, VmSettings, probe,
+};

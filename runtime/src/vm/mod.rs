@@ -4,12 +4,14 @@
 //! KVM, devices, what the guest is told; those are the shim's and the VMM's.
 
 mod pieces;
+mod probe;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use caisson_protocol::VmSetup;
+pub use caisson_protocol::vmm::{EmulatedRing0, NativeRing0, Probe, Ring0, Unusable};
 
 use crate::shim::Shims;
 use crate::{
@@ -17,6 +19,7 @@ use crate::{
     SandboxSpec, Snapshot,
 };
 pub use pieces::Pieces;
+pub use probe::probe;
 
 /// Guest memory when nobody asks for more: the kernel, the agent and a small workload; one that is given less by its limit
 /// still gets this much.
@@ -39,6 +42,7 @@ pub struct VmSettings {
 /// Makes virtual machines.
 pub struct VmRuntime {
     shims: Shims,
+    exec_root: PathBuf,
     settings: VmSettings,
     capabilities: Capabilities,
 }
@@ -49,6 +53,7 @@ impl VmRuntime {
     pub fn open(exec_root: &Path, settings: VmSettings) -> Result<Self> {
         Ok(VmRuntime {
             shims: Shims::open(Isolation::Vm, exec_root, settings.shim.as_deref())?,
+            exec_root: exec_root.to_path_buf(),
             settings,
             capabilities: Capabilities {
                 isolation: Isolation::Vm,
@@ -65,8 +70,8 @@ impl VmRuntime {
 
     /// Why no virtual machine can run here now, if so.
     pub fn check(&self) -> Result<()> {
-        self.pieces()?;
-        check_kvm()
+        let pieces = self.pieces()?;
+        emulates_ring_0(&self.exec_root, &pieces.vmm).map(drop)
     }
 
     fn pieces(&self) -> Result<Pieces> {
@@ -77,29 +82,25 @@ impl VmRuntime {
     }
 }
 
-/// Whether `/dev/kvm` can be used at all.
-fn check_kvm() -> Result<()> {
-    let unfit = |why: String| Err(Error::new(ErrorKind::HostUnfit, why));
-    match std::fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/kvm")
-    {
-        Ok(_) => Ok(()),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => unfit(
-            "this host has no /dev/kvm: enable virtualization in the firmware and load kvm_intel or kvm_amd, or use \
-             --isolation=container"
-                .into(),
-        ),
-        Err(e) => unfit(format!(
-            "/dev/kvm cannot be opened ({e}): run the daemon as root or as a member of the group kvm, or use --isolation=container"
-        )),
+/// Whether this host's KVM emulates the guest's kernel code; an error where it runs no guests.
+fn emulates_ring_0(exec_root: &Path, vmm: &Path) -> Result<bool> {
+    match probe(exec_root, vmm)?.ring0 {
+        Ring0::Native(_) => Ok(false),
+        Ring0::Emulated(_) => Ok(true),
+        Ring0::Unusable(Unusable { cause, fix }) => {
+            let remedy = if fix.is_empty() {
+                String::new()
+            } else {
+                format!("{fix}, or ")
+            };
+            Err(Error::new(
+                ErrorKind::HostUnfit,
+                format!(
+                    "this host cannot run virtual machines: {cause}: {remedy}use --isolation=container"
+                ),
+            ))
+        }
     }
-}
-
-/// Whether this host's KVM emulates the guest's kernel code.
-fn emulates_ring_0() -> bool {
-    Path::new("/sys/module/kvm_pvm").exists()
 }
 
 #[async_trait]
@@ -113,9 +114,10 @@ impl Runtime for VmRuntime {
     }
 
     async fn create(&self, id: &SandboxId, spec: SandboxSpec) -> Result<Arc<dyn Sandbox>> {
-        check_kvm()?;
         let pieces = self.pieces()?;
-        let emulated = emulates_ring_0();
+        let (exec_root, vmm) = (self.exec_root.clone(), pieces.vmm.clone());
+        let asked = tokio::task::spawn_blocking(move || emulates_ring_0(&exec_root, &vmm)).await;
+        let emulated = asked.map_err(|e| Error::new(ErrorKind::HostUnfit, e.to_string()))??;
         let usual = if emulated {
             EMULATED_MEMORY_BYTES
         } else {
