@@ -11,6 +11,9 @@
 //! Adding a device touches its own folder, its spec and one list (`devices::open`). Everything a guest writes is checked
 //! once and copied before it is used; queue registers are frozen from DRIVER_OK on (CVE-2026-5747).
 
+pub mod block;
+mod chain;
+pub mod rate;
 pub mod rng;
 #[cfg(test)]
 pub mod testing;

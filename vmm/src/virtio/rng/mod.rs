@@ -5,15 +5,18 @@ use std::io::Read;
 use std::sync::Arc;
 
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{Bytes, GuestMemoryMmap};
+use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::chain::{self, Popped, broken};
 use super::{Activation, Device, Interrupt};
 use crate::error::{Error, Result};
 use crate::worker::Worker;
 
 const KIND: u32 = 4;
 const QUEUE_SIZES: [u16; 1] = [64];
+/// Buffers of one request.
+const DESCRIPTORS_MAX: usize = 64;
 /// The most that one request is given.
 const REQUEST_MAX: usize = 4096;
 
@@ -100,28 +103,25 @@ fn serve(work: &mut Work) -> Result<()> {
         source,
         ..
     } = work;
-    let fault = |e: virtio_queue::Error| Error::Stopped(format!("the entropy queue: {e}"));
     loop {
-        queue.disable_notification(&*memory).map_err(fault)?;
-        while let Some(chain) = queue.pop_descriptor_chain(&*memory) {
-            let head = chain.head_index();
-            let mut given = 0;
-            for descriptor in chain.writable() {
-                let mut bytes = vec![0; (descriptor.len() as usize).min(REQUEST_MAX - given)];
-                source
-                    .read_exact(&mut bytes)
-                    .map_err(Error::io("/dev/urandom"))?;
-                if memory.write_slice(&bytes, descriptor.addr()).is_err() {
-                    break;
+        queue.disable_notification(&*memory).map_err(broken)?;
+        while let Some(popped) = chain::pop(queue, memory, DESCRIPTORS_MAX)? {
+            let (head, given) = match popped {
+                Popped::Malformed(head) => (head, 0),
+                Popped::Chain(chain) => {
+                    let mut bytes = [0; REQUEST_MAX];
+                    let wanted = chain.writable.len().min(REQUEST_MAX as u64) as usize;
+                    source
+                        .read_exact(&mut bytes[..wanted])
+                        .map_err(Error::io("/dev/urandom"))?;
+                    (chain.head, chain.writable.write(memory, &bytes[..wanted]))
                 }
-                given += bytes.len();
-            }
-            queue.add_used(memory, head, given as u32).map_err(fault)?;
-            if queue.needs_notification(memory).map_err(fault)? {
+            };
+            if chain::give_back(queue, memory, head, given as u32)? {
                 interrupt.used()?;
             }
         }
-        if !queue.enable_notification(memory).map_err(fault)? {
+        if !queue.enable_notification(&*memory).map_err(broken)? {
             return Ok(());
         }
     }
