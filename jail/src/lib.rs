@@ -65,3 +65,4 @@ pub use process::{
     Gate, Init, Root, Setup, Stdio, create, open_process, release_fifo, send_signal,
 };
 pub use seal::seal_self;
+pub use sysctl::set_sysctl;

@@ -32,10 +32,7 @@ pub(crate) fn check(
 ) -> Result<()> {
     let private = |bit| plan.has(bit) && !shared.contains(bit);
     for name in sysctls.keys() {
-        let path = file(name);
-        if path.split('/').any(|part| matches!(part, "" | "." | "..")) {
-            return Err(Error::invalid(format!("sysctl {name:?} is not a name")));
-        }
+        let path = checked_file(name)?;
         let (belongs, namespace) = if path.starts_with("net/") {
             (private(CloneFlags::CLONE_NEWNET), "network")
         } else if IPC.contains(&path.as_str()) || path.starts_with("fs/mqueue/") {
@@ -58,11 +55,23 @@ pub(crate) fn check(
 
 /// Writes them through the host's /proc, which shows the calling process' namespaces.
 pub(crate) fn apply(sysctls: &HashMap<String, String>) -> Result<()> {
-    for (name, value) in sysctls {
-        let path = PathBuf::from("/proc/sys").join(file(name));
-        write_whole(&path, value.as_bytes(), "set sysctl")?;
+    sysctls
+        .iter()
+        .try_for_each(|(name, value)| set_sysctl(name, value))
+}
+
+/// Sets a parameter of the caller's own namespaces, or of the kernel.
+pub fn set_sysctl(name: &str, value: &str) -> Result<()> {
+    let path = PathBuf::from("/proc/sys").join(checked_file(name)?);
+    write_whole(&path, value.as_bytes(), "set sysctl")
+}
+
+fn checked_file(name: &str) -> Result<String> {
+    let path = file(name);
+    if path.split('/').any(|part| matches!(part, "" | "." | "..")) {
+        return Err(Error::invalid(format!("sysctl {name:?} is not a name")));
     }
-    Ok(())
+    Ok(path)
 }
 
 /// The file below /proc/sys. Names come with dots or with slashes; where a slash comes first, dots belong to the parts

@@ -9,12 +9,13 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::rc::Rc;
 
 use caisson_protocol::{Attach, ChunkDecoder, FrameDecoder, Stream, chunk_header, encode};
 use nix::errno::Errno;
 use nix::sys::epoll::EpollFlags;
+use nix::sys::socket::{Shutdown, shutdown};
 use serde::Serialize;
 
 use crate::STALL_BYTES;
@@ -152,6 +153,21 @@ impl Connection {
             }
             return 0;
         }
+    }
+
+    /// Tells the client that nothing more will come, and listens for its hanging up only.
+    pub(crate) fn end_writing(&mut self) -> io::Result<()> {
+        shutdown(self.watched.as_fd().as_raw_fd(), Shutdown::Write)?;
+        self.write_ended = true;
+        self.outbox.clear();
+        self.outbox_bytes = 0;
+        self.watched.set_interest(EpollFlags::EPOLLIN)
+    }
+
+    /// Takes what the client still sends, and forgets it.
+    pub(crate) fn discard(&mut self) -> io::Result<()> {
+        self.read(&mut [0; 4096]);
+        Ok(())
     }
 
     /// Whether more of the client's requests may be taken now.

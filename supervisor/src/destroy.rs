@@ -174,6 +174,12 @@ impl Supervisor {
 
     fn fail_destruction(&mut self, error: Error) {
         tracing::error!(%error, "the sandbox cannot be destroyed");
+        if self.life.releases_all {
+            self.close_listener();
+            self.answer_destruction(Ok(Response::Done));
+            self.leaving = true;
+            return;
+        }
         self.answer_destruction(Err(error));
         self.destruction = None;
     }

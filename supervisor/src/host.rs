@@ -2,9 +2,10 @@
 
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use caisson_protocol::{CreateRequest, Error, ExitStatus, LogFile};
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxResources, Process, Spec};
 
 /// Which of a process' output streams a log line belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,11 +34,45 @@ pub struct Mounted {
     pub changes: Option<PathBuf>,
 }
 
+/// What the supervisor's own beginning and end mean for its surroundings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Life {
+    /// Without a sandbox, and asked for none, it ends by itself after so long; never when absent.
+    pub unused: Option<Duration>,
+    /// When everything has been written, clients get so long to hang up before it ends: where its end ends the transport as
+    /// well, only their hanging up says that they have got it.
+    pub farewell: Duration,
+    /// Its end releases all there is, so that a destruction which gets stuck is as good as done.
+    pub releases_all: bool,
+}
+
+impl Default for Life {
+    fn default() -> Self {
+        Life {
+            unused: Some(Duration::from_secs(30)),
+            farewell: Duration::ZERO,
+            releases_all: false,
+        }
+    }
+}
+
 /// The supervisor's surroundings.
 pub trait Host {
+    /// Asked once, at the beginning.
+    fn life(&self) -> Life {
+        Life::default()
+    }
     /// Whether a new connection may speak at all.
     fn admits(&self, connection: BorrowedFd<'_>) -> bool;
-    /// Prepares the root file system and whatever else the request names, and says where it is. May adapt the spec to where
+    /// Makes a spec that was written elsewhere fit this kernel. Comes before everything else of a sandbox.
+    fn adapt(&mut self, _request: &CreateRequest, _spec: &mut Spec) -> Result<(), Error> {
+        Ok(())
+    }
+    /// The same for a process that is to be started,
+    fn adapt_process(&self, _process: &mut Process) {}
+    /// and for limits that are to be changed.
+    fn adapt_resources(&self, _resources: &mut LinuxResources) {}
+    /// Prepares the root file system and whatever else the request names, and says where it is. May change the spec to where
     /// things are now.
     fn mount(&mut self, request: &CreateRequest, spec: &mut Spec) -> Result<Mounted, Error>;
     /// Undoes `mount`; idempotent.

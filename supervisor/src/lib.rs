@@ -51,7 +51,7 @@ mod top;
 
 use std::time::Duration;
 
-pub use host::{Host, Log, LogStream, Mounted};
+pub use host::{Host, Life, Log, LogStream, Mounted};
 pub use supervisor::Supervisor;
 
 /// An attachment with so many bytes outstanding stalls its process; so does an input queue its clients.

@@ -78,6 +78,7 @@ impl Supervisor {
             return Err(conflict("the sandbox has been made already"));
         }
         let mut spec: Spec = parse("runtime spec", &request.spec)?;
+        self.host.adapt(&request, &mut spec)?;
         let cgroups_path = spec
             .linux()
             .as_ref()
@@ -117,6 +118,7 @@ impl Supervisor {
             return Err(conflict(format!("there is a process {id} already")));
         }
         let mut oci: OciProcess = parse("process", &request.spec)?;
+        self.host.adapt_process(&mut oci);
         forget_own_protection(&mut oci);
         let terminal = oci.terminal().unwrap_or(false);
         let init_pid = match self.processes.get(INIT) {
@@ -323,7 +325,8 @@ impl Supervisor {
     }
 
     fn update(&self, resources: &RawValue) -> Result<Response, Error> {
-        let resources: LinuxResources = parse("resources", resources)?;
+        let mut resources: LinuxResources = parse("resources", resources)?;
+        self.host.adapt_resources(&mut resources);
         self.made()?.cgroup.update(&resources).map_err(jail_error)?;
         Ok(Response::Done)
     }

@@ -21,12 +21,9 @@ use oci_spec::runtime::Spec;
 
 use crate::connection::{Connection, Mode};
 use crate::destroy::Destruction;
-use crate::host::Host;
+use crate::host::{Host, Life};
 use crate::poller::{Poller, Token, Watched};
 use crate::process::{ConnectionId, OUTPUTS, Process};
-
-/// A supervisor that nobody has asked to make a sandbox ends by itself.
-const UNUSED_LIFE: Duration = Duration::from_secs(30);
 
 /// More connections than any daemon has; beyond them the newest is refused.
 const MAX_CONNECTIONS: usize = 4096;
@@ -77,6 +74,7 @@ pub struct Supervisor {
     pub(crate) destruction: Option<Destruction>,
     /// Leave the loop once everything has been written.
     pub(crate) leaving: bool,
+    pub(crate) life: Life,
     unused_until: Option<Instant>,
     pub(crate) scratch: Vec<u8>,
 }
@@ -99,6 +97,7 @@ impl Supervisor {
         let mut listener = poller.watch(listener);
         listener.set_interest(EpollFlags::EPOLLIN)?;
         sources.insert(listener.token(), Source::Listener);
+        let life = host.life();
         Ok(Supervisor {
             host,
             poller,
@@ -115,7 +114,8 @@ impl Supervisor {
             workers: Vec::new(),
             destruction: None,
             leaving: false,
-            unused_until: Some(Instant::now() + UNUSED_LIFE),
+            life,
+            unused_until: life.unused.map(|unused| Instant::now() + unused),
             scratch: vec![0; READ_BYTES],
         })
     }
@@ -132,7 +132,49 @@ impl Supervisor {
             }
             self.meet_deadlines();
         }
+        if self.life.farewell > Duration::ZERO {
+            self.say_farewell()?;
+        }
         Ok(())
+    }
+
+    /// Tells every client that nothing more will come, and waits a while for them to hang up.
+    fn say_farewell(&mut self) -> io::Result<()> {
+        let until = Instant::now() + self.life.farewell;
+        self.close_listener();
+        for id in self.connections.keys().copied().collect::<Vec<_>>() {
+            self.farewell_to(id, Connection::end_writing);
+        }
+        let mut events = [EpollEvent::empty(); 64];
+        while !self.connections.is_empty() {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                tracing::warn!(clients = self.connections.len(), "not everyone has hung up");
+                break;
+            }
+            let count = self.poller.wait(&mut events, Some(left))?;
+            for event in &events[..count] {
+                match self.sources.get(&event.data()).cloned() {
+                    // Nothing is understood any more.
+                    Some(Source::Connection(id)) => self.farewell_to(id, Connection::discard),
+                    Some(other) => self.dispatch(other, event.events()),
+                    None => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn farewell_to(
+        &mut self,
+        id: ConnectionId,
+        step: impl FnOnce(&mut Connection) -> io::Result<()>,
+    ) {
+        if let Some(connection) = self.connections.get_mut(&id)
+            && (step(connection).is_err() || connection.read_ended)
+        {
+            self.drop_connection(id);
+        }
     }
 
     fn is_finished(&self) -> bool {
@@ -383,7 +425,7 @@ impl Supervisor {
             self.detach(id, attached);
         }
         // A daemon that died before it asked for anything leaves nothing behind.
-        if self.sandbox.is_none() && self.connections.is_empty() {
+        if self.sandbox.is_none() && self.connections.is_empty() && self.life.unused.is_some() {
             self.leaving = true;
         }
     }
