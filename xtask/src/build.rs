@@ -1,21 +1,17 @@
 //! The release programs, collected in `target/dist`.
 //!
 //! `caisson` is linked dynamically. `caisson-shim` and `caisson-oci` start once per container or command, so they are linked
-//! statically: that saves the dynamic loader's work, and lets the shim run when its mount namespace has another `/lib`.
+//! statically: that saves the dynamic loader's work, and lets the shim run when its mount namespace has another `/lib`. The
+//! guest's agent has no dynamic loader at all, and goes into an image of its own (`agent.rs`).
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use crate::shell::{self, cargo, target};
 
 /// All programs.
 pub const PROGRAMS: [&str; 3] = ["caisson", "caisson-shim", "caisson-oci"];
-
-#[cfg(target_arch = "aarch64")]
-const TRIPLE: &str = "aarch64-unknown-linux-gnu";
-#[cfg(not(target_arch = "aarch64"))]
-const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 
 /// Builds them; returns the directory they are in.
 pub fn run() -> Result<PathBuf> {
@@ -23,23 +19,19 @@ pub fn run() -> Result<PathBuf> {
     println!("build: caisson");
     shell::run(cargo().args(["build", "--release", "--package", "caisson"]))?;
     println!("build: caisson-shim, caisson-oci (static)");
-    let flags = std::env::var("RUSTFLAGS").unwrap_or_default();
     let mut small = cargo();
     // with --target the flag does not reach procedural macros, which cannot be static
     small.args([
         "build",
         "--release",
         "--target",
-        TRIPLE,
+        shell::TRIPLE,
         "--package",
         "caisson-shim",
         "--package",
         "caisson-oci",
     ]);
-    small.env(
-        "RUSTFLAGS",
-        format!("{flags} -C target-feature=+crt-static"),
-    );
+    small.env("RUSTFLAGS", shell::static_flags());
     shell::run(&mut small)?;
 
     let dist = target().join("dist");
@@ -48,14 +40,11 @@ pub fn run() -> Result<PathBuf> {
         let from = if program == "caisson" {
             target().join("release")
         } else {
-            target().join(TRIPLE).join("release")
+            target().join(shell::TRIPLE).join("release")
         };
-        let (from, to) = (from.join(program), dist.join(program));
-        let partial = dist.join(format!(".{program}.partial"));
-        std::fs::copy(&from, &partial)
-            .with_context(|| format!("cannot copy {}", from.display()))?;
-        std::fs::rename(&partial, &to).with_context(|| format!("cannot write {}", to.display()))?;
+        shell::install(&from.join(program), &dist.join(program))?;
     }
+    crate::agent::run(crate::agent::Build::Shipped)?;
     println!("build: done, in {}", dist.display());
     Ok(dist)
 }

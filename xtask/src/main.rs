@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+mod agent;
 mod bench;
 mod build;
 mod demo;
@@ -36,6 +37,12 @@ enum Task {
     },
     /// Build the release programs into target/dist
     Build,
+    /// Build the guest's agent alone, and the disk image that it is started from
+    Agent {
+        /// The quickly made one, into target/debug/guest
+        #[arg(long)]
+        debug: bool,
+    },
     /// Set up, build, and show what works, on this machine, now
     Demo(demo::Options),
     /// Run every test: units, contract suites, end to end
@@ -72,6 +79,12 @@ fn run() -> Result<()> {
             setup::Scope::Build
         }),
         Task::Build => build::run().map(drop),
+        Task::Agent { debug } => agent::run(if debug {
+            agent::Build::Debug
+        } else {
+            agent::Build::Shipped
+        })
+        .map(drop),
         Task::Demo(options) => demo::run(&options),
         Task::Test(options) => suite::run(&options),
         Task::Tidy => tidy::run(),

@@ -91,3 +91,23 @@ pub fn as_root(program: &str) -> Command {
         .arg(program);
     command
 }
+
+/// What programs are linked for; with it, flags do not reach procedural macros, which cannot be static.
+#[cfg(target_arch = "aarch64")]
+pub const TRIPLE: &str = "aarch64-unknown-linux-gnu";
+#[cfg(not(target_arch = "aarch64"))]
+pub const TRIPLE: &str = "x86_64-unknown-linux-gnu";
+
+/// `RUSTFLAGS` for programs that are linked statically.
+pub fn static_flags() -> String {
+    let flags = std::env::var("RUSTFLAGS").unwrap_or_default();
+    format!("{flags} -C target-feature=+crt-static")
+}
+
+/// Copies a file to where another may be in use.
+pub fn install(from: &Path, to: &Path) -> Result<()> {
+    let name = to.file_name().unwrap_or_default().to_string_lossy();
+    let partial = to.with_file_name(format!(".{name}.partial"));
+    std::fs::copy(from, &partial).with_context(|| format!("cannot copy {}", from.display()))?;
+    std::fs::rename(&partial, to).with_context(|| format!("cannot write {}", to.display()))
+}

@@ -29,6 +29,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "caisson-archive",
         ],
     ),
+    (
+        "caisson-agent",
+        &["caisson-supervisor", "caisson-jail", "caisson-protocol"],
+    ),
     ("caisson-oci", &["caisson-jail"]),
     ("caisson-runtime", &["caisson-protocol", "caisson-jail"]),
     ("caisson-image", &["caisson-archive", "caisson-blockfs"]),
@@ -63,6 +67,7 @@ const NO_TOKIO: &[&str] = &[
     "caisson-jail",
     "caisson-supervisor",
     "caisson-shim",
+    "caisson-agent",
     "caisson-oci",
     "caisson-archive",
     "caisson-blockfs",
@@ -70,7 +75,7 @@ const NO_TOKIO: &[&str] = &[
 ];
 
 /// The crates that may have `unsafe`, in files named `sys.rs` or `…_sys.rs` (and in their tests).
-const UNSAFE_IN: &[&str] = &["jail", "supervisor", "shim", "runtime", "vmm"];
+const UNSAFE_IN: &[&str] = &["agent", "jail", "supervisor", "shim", "runtime", "vmm"];
 
 /// Words that must not be in the repository: unfinished work.
 const UNFINISHED: &[&str] = &["todo!(", "unimplemented!(", "FIXME", "XXX:"];
