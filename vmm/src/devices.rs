@@ -2,14 +2,15 @@
 
 use caisson_protocol::vmm::VmSpec;
 
+use crate::console_log::ConsoleLog;
 use crate::error::Result;
 use crate::virtio::Device;
 use crate::virtio::block::Block;
 use crate::virtio::rng::Rng;
 
 /// Opens what the devices need and makes them: disks (`vda` …), network devices, vsock, shares, console, balloon, rng.
-#[allow(clippy::vec_init_then_push)]
-pub fn open(spec: &VmSpec) -> Result<Vec<Box<dyn Device>>> {
+/// `console` is where output of the guest goes.
+pub fn open(spec: &VmSpec, _console: &ConsoleLog) -> Result<Vec<Box<dyn Device>>> {
     let mut devices: Vec<Box<dyn Device>> = Vec::new();
     for disk in &spec.disks {
         devices.push(Box::new(Block::open(disk)?));

@@ -33,6 +33,10 @@ pub enum Error {
         what: String,
         source: std::io::Error,
     },
+    #[error("{0}")]
+    Refused(String),
+    #[error("the spec of the machine cannot be used: {0}")]
+    Spec(String),
     #[error("this device cannot do that")]
     NotThisDevice,
     #[error("KVM stopped the guest: {0}")]

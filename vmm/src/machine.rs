@@ -7,29 +7,30 @@
 //! ```
 
 use std::fs::File;
-use std::io::Write;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
+use caisson_protocol::vmm::{VmEnd, VmStats};
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_mp_state};
 use kvm_ioctls::{
     IoEventAddress, Kvm, MsrExitReason, MsrFilterDefaultAction, MsrFilterRange,
     MsrFilterRangeFlags, VmFd,
 };
 use vmm_sys_util::eventfd::EventFd;
-use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::assist::{Assist, MSR_LSTAR};
 use crate::boot::{self, Boot};
 use crate::bus::Bus;
+use crate::console_log::ConsoleLog;
+use crate::crew::Crew;
 use crate::error::{Error, Result};
 use crate::ports::Ports;
 use crate::serial::{Console, Line};
 use crate::vcpu::{Ended, Exits, Shared, Vcpu};
-use crate::virtio::{self, Device, Interrupt, MMIO_LEN, QUEUE_NOTIFY, Transport};
-use crate::{cpuid, memory, sys};
+use crate::virtio::{self, Command, Device, Interrupt, MMIO_LEN, QUEUE_NOTIFY, Transport};
+use crate::worker::{self, Entry};
+use crate::{cpuid, memory, sys, timing};
 
 /// KVM keeps three pages of its own here; below the APICs, in the gap for devices.
 const TSS_ADDRESS: usize = 0xfffb_d000;
@@ -55,23 +56,33 @@ pub struct Plan<'a> {
     /// The devices, in the order in which the guest sees them.
     pub devices: Vec<Box<dyn Device>>,
     /// Where the serial console goes.
-    pub console: Box<dyn Write + Send>,
+    pub console: ConsoleLog,
     /// On hosts that need it.
     pub assist: Option<Assist>,
 }
 
 /// A machine with a kernel in it.
 pub struct Machine {
+    state: State,
     shared: Arc<Shared>,
-    vcpus: Vec<Vcpu>,
-    built: Instant,
+    /// In the order of the devices.
+    transports: Vec<Arc<Transport>>,
+    disks: Vec<usize>,
+    console: ConsoleLog,
     _vm: VmFd,
+}
+
+enum State {
+    /// Nothing runs yet.
+    Built(Vec<Vcpu>),
+    Running(Crew),
+    Paused(Crew),
+    Ended(VmEnd),
 }
 
 impl Machine {
     /// Builds the machine and loads the kernel.
     pub fn new(plan: Plan) -> Result<Self> {
-        let built = Instant::now();
         let kvm = Kvm::new().map_err(Error::NoKvm)?;
         let vm = kvm.create_vm().map_err(Error::kvm("KVM_CREATE_VM"))?;
         // memory before the interrupt controller: the other order costs a grace period of 8 ms
@@ -91,11 +102,14 @@ impl Machine {
             watch_lstar(&vm)?;
         }
 
-        let console = Console::new(Line(interrupt_line(&vm, SERIAL_IRQ)?), plan.console);
+        let line = Line(interrupt_line(&vm, SERIAL_IRQ)?);
+        let console = Console::new(line, Box::new(plan.console.clone()));
+        let mut transports = Vec::new();
         let mut bus = Bus::default();
         let mut command_line = plan.command_line.to_owned();
         for (slot, device) in plan.devices.into_iter().enumerate() {
-            let (start, irq) = attach_device(&vm, &mut bus, &memory, slot, device)?;
+            let (start, irq, transport) = attach_device(&vm, &mut bus, &memory, slot, device)?;
+            transports.push(transport);
             command_line.push_str(&format!(
                 " virtio_mmio.device={:#x}@{start:#x}:{irq}",
                 MMIO_LEN
@@ -119,7 +133,6 @@ impl Machine {
             assist: plan.assist,
             memory,
             exits: Exits::default(),
-            stop: AtomicBool::new(false),
         });
         let mut vcpus = Vec::new();
         for id in 0..plan.vcpus {
@@ -141,53 +154,149 @@ impl Machine {
             vcpus.push(Vcpu::new(fd, shared.clone()));
         }
         Ok(Machine {
+            state: State::Built(vcpus),
             shared,
-            vcpus,
-            built,
+            disks: (0..transports.len())
+                .filter(|i| transports[*i].kind() == virtio::BLOCK)
+                .collect(),
+            transports,
+            console: plan.console,
             _vm: vm,
         })
     }
 
-    /// Exit counters, which go on counting.
-    pub fn exits(&self) -> &Exits {
-        &self.shared.exits
-    }
-
-    /// Since the machine began to be built.
-    pub fn age(&self) -> Duration {
-        self.built.elapsed()
-    }
-
-    /// Runs the guest to its end.
-    pub fn run(&mut self) -> Result<Ended> {
-        register_signal_handler(SIGRTMIN(), on_kick).map_err(|e| Error::Stopped(e.to_string()))?;
-        let (ended, first) = mpsc::channel();
-        let mut threads: Vec<JoinHandle<()>> = Vec::new();
-        for (id, mut vcpu) in self.vcpus.drain(..).enumerate() {
-            let ended = ended.clone();
-            let body = move || drop(ended.send(vcpu.run()));
-            let thread = std::thread::Builder::new()
-                .name(format!("caisson-vcpu{id}"))
-                .spawn(body);
-            threads.push(thread.map_err(Error::io("a vCPU's thread"))?);
+    /// Makes every thread that the machine will have, each of which calls its role's entry first. The guest does not run
+    /// yet.
+    pub fn muster(&mut self, vcpu: &Entry, device: &Entry) -> Result<()> {
+        if let State::Built(vcpus) = &mut self.state {
+            let vcpus = std::mem::take(vcpus);
+            let workers = self.transports.iter().map(|t| t.workers()).sum();
+            worker::prepare(workers, device)?;
+            self.state = State::Paused(Crew::muster(vcpus, vcpu)?);
         }
-        drop(ended);
-        let how = first.recv().unwrap_or(Ok(Ended::Stopped));
-        self.shared.stop.store(true, Ordering::Release);
-        for thread in threads {
-            // a thread between its look at `stop` and KVM_RUN misses one kick
-            while !thread.is_finished() {
-                let _ = thread.kill(SIGRTMIN());
-                std::thread::sleep(Duration::from_millis(1));
+        Ok(())
+    }
+
+    /// Every vCPU leaves the guest, every device stops behind what it has begun.
+    pub fn pause(&mut self) -> Result<()> {
+        match self.take() {
+            State::Running(crew) => {
+                crew.pause();
+                for transport in &self.transports {
+                    transport.pause();
+                }
+                self.state = State::Paused(crew);
+                Ok(())
             }
-            let _ = thread.join();
+            other => self.refuse(other, "it is not running"),
         }
-        how
+    }
+
+    /// Goes on, or begins.
+    pub fn resume(&mut self) -> Result<()> {
+        match self.take() {
+            State::Paused(crew) => {
+                for transport in &self.transports {
+                    transport.resume();
+                }
+                crew.resume();
+                self.state = State::Running(crew);
+                Ok(())
+            }
+            other => self.refuse(other, "it is not paused"),
+        }
+    }
+
+    /// Ends it.
+    pub fn stop(&mut self) {
+        match self.take() {
+            State::Ended(end) => self.state = State::Ended(end),
+            _ => self.finish(VmEnd::Stopped),
+        }
+    }
+
+    /// Readable when the guest has ended and [`Machine::end`] will say so; `None` when it does not run.
+    pub fn event(&self) -> Option<BorrowedFd<'_>> {
+        match &self.state {
+            State::Running(crew) | State::Paused(crew) => Some(crew.event()),
+            State::Built(_) | State::Ended(_) => None,
+        }
+    }
+
+    /// How it ended, if it has.
+    pub fn end(&mut self) -> Option<VmEnd> {
+        let how = match &self.state {
+            State::Ended(end) => return Some(end.clone()),
+            State::Running(crew) | State::Paused(crew) => crew.ended()?,
+            State::Built(_) => return None,
+        };
+        // panic=-1 restarts as an orderly end does: the kernel's last words make the difference
+        let end = match (how, self.console.panic()) {
+            (Ok(Ended::Reset), None) => VmEnd::Reset,
+            (Ok(Ended::Stopped), _) => VmEnd::Stopped,
+            (Ok(Ended::Reset), Some(said)) => VmEnd::Panicked(said),
+            (Err(error), None) => VmEnd::Failed(error.to_string()),
+            (Err(error), Some(said)) => VmEnd::Failed(format!("{error}, after: {said}")),
+        };
+        self.finish(end.clone());
+        Some(end)
+    }
+
+    /// Counters.
+    pub fn stats(&self) -> VmStats {
+        let exits = &self.shared.exits;
+        let mut stats = VmStats {
+            exits_io: exits.io.load(Ordering::Relaxed),
+            exits_mmio: exits.mmio.load(Ordering::Relaxed),
+            exits_assisted: exits.assisted.load(Ordering::Relaxed),
+            exits_syscall: exits.syscalls.load(Ordering::Relaxed),
+            guest_resident_bytes: memory::resident_bytes(&self.shared.memory),
+            console_dropped_bytes: self.console.dropped_bytes(),
+            boot: timing::times(),
+            ..VmStats::default()
+        };
+        for transport in &self.transports {
+            transport.count(&mut stats);
+        }
+        stats
+    }
+
+    /// Passes a command to the device that it is for; `disk` counts disks.
+    pub fn command(&mut self, disk: Option<u16>, command: &Command) -> Result<()> {
+        if let Some(disk) = disk {
+            let Some(at) = self.disks.get(usize::from(disk)) else {
+                return Err(Error::Refused(format!(
+                    "there is no disk {disk}; there are {}",
+                    self.disks.len()
+                )));
+            };
+            return self.transports[*at].command(command);
+        }
+        let is_other = |error: &Error| matches!(error, Error::NotThisDevice);
+        self.transports
+            .iter()
+            .map(|transport| transport.command(command))
+            .find(|how| !how.as_ref().is_err_and(is_other))
+            .unwrap_or_else(|| Err(Error::Refused("this machine has no such device".into())))
+    }
+
+    fn take(&mut self) -> State {
+        std::mem::replace(&mut self.state, State::Built(Vec::new()))
+    }
+
+    fn refuse(&mut self, state: State, why: &str) -> Result<()> {
+        self.state = state;
+        Err(Error::Refused(why.into()))
+    }
+
+    fn finish(&mut self, end: VmEnd) {
+        // a crew that goes stops its threads; devices go behind them
+        self.state = State::Ended(end);
+        for transport in &self.transports {
+            transport.pause();
+        }
     }
 }
-
-/// Interrupts KVM_RUN; that is all.
-extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 
 fn interrupt_line(vm: &VmFd, irq: u32) -> Result<EventFd> {
     let line =
@@ -203,7 +312,7 @@ fn attach_device(
     memory: &vm_memory::GuestMemoryMmap,
     slot: usize,
     device: Box<dyn Device>,
-) -> Result<(u64, u32)> {
+) -> Result<(u64, u32, Arc<Transport>)> {
     let irq = *DEVICE_IRQS
         .get(slot)
         .ok_or_else(|| Error::Stopped(format!("more than {} devices", DEVICE_IRQS.len())))?;
@@ -222,8 +331,9 @@ fn attach_device(
         kicks.push(kick);
     }
     let transport = Transport::new(device, memory.clone(), Arc::new(kicks), interrupt);
-    bus.add(start, virtio::MMIO_LEN, Arc::new(transport));
-    Ok((start, irq))
+    let transport = Arc::new(transport);
+    bus.add(start, MMIO_LEN, transport.clone());
+    Ok((start, irq, transport))
 }
 
 /// Has KVM hand writes of LSTAR to us.

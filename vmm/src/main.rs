@@ -1,49 +1,65 @@
 //! `caisson-vmm`: one process, one microVM.
 //!
-//! So far it boots a kernel on memory, vCPUs, a serial console and an entropy device, also on hosts whose KVM emulates
-//! ring 0 (`assist`, which `probe` asks for). The devices that a container needs (block, network, vsock), the control socket and the jail around
-//! this process come with `--isolation=vm`.
-//!
 //! ```text
-//! main ─▶ machine ─▶ memory, boot ─▶ what the first vCPU finds
-//!            ├─▶ bus, ports ─▶ virtio/, serial
-//!            └─▶ vcpu (one thread each) ─▶ assist (only where the host needs it)
+//! caisson-vmm --control FD     the spec and requests come over an inherited socket: how the shim runs it (protocol::vmm)
+//! caisson-vmm run SPEC.json    the same machine by hand; its console is standard output
+//! caisson-vmm probe            what this host's KVM does
+//!
+//! main ─▶ launch ─▶ resource, devices ─▶ virtio/, serial
+//!   │        └────▶ machine ─▶ memory, boot ─▶ what the first vCPU finds
+//!   │                  ├─▶ bus, ports ─▶ virtio/, serial
+//!   │                  └─▶ crew ─▶ vcpu (one thread each) ─▶ assist (only where the host needs it)
+//!   └─▶ control: requests to the machine, until its end
 //! ```
+//!
+//! The status it ends with: 0 the guest powered off or it was told to stop, 1 it could not run or crashed, 3 its kernel
+//! panicked; a signal: SIGSYS when a thread of it did what its filter forbids.
 //!
 //! Must not know: OCI, Docker, image formats, tokio.
 
 mod assist;
 mod boot;
 mod bus;
+mod console_log;
+mod control;
 mod cpuid;
+mod crew;
 mod devices;
 mod error;
+mod launch;
 mod machine;
 mod memory;
 mod ports;
 mod probe;
-// what devices use before the control socket does
 #[allow(dead_code)]
 mod resource;
 mod serial;
 mod sys;
-#[allow(dead_code)]
 mod timing;
 mod vcpu;
+// what devices use that come next
 #[allow(dead_code)]
 mod virtio;
 #[allow(dead_code)]
 mod worker;
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context;
-use caisson_protocol::vmm::{AssistMode, Resource, VmSpec};
+use caisson_protocol::vmm::{VmEnd, VmSpec};
 use clap::Parser;
+use rustix::event::{PollFd, PollFlags, poll};
 
-/// Boot a Linux kernel in a microVM; its serial console is standard output.
+use console_log::ConsoleLog;
+use control::Connection;
+use error::{Error, Result};
+use machine::Machine;
+use worker::Entry;
+
+/// Run a microVM.
 #[derive(Parser)]
 #[command(
     name = "caisson-vmm",
@@ -54,31 +70,21 @@ use clap::Parser;
 struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
-    /// An uncompressed ELF vmlinux
-    #[arg(long, required = true)]
-    kernel: Option<PathBuf>,
-    /// An initial file system (cpio)
-    #[arg(long)]
-    initramfs: Option<PathBuf>,
-    /// The kernel's command line
-    #[arg(long, default_value = "console=ttyS0 reboot=k panic=-1")]
-    command_line: String,
-    /// Memory in MiB
-    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u64).range(16..=1 << 20))]
-    memory_mib: u64,
-    /// vCPUs
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
-    vcpus: u8,
-    /// Complete the instructions that this host's KVM refuses: auto (where it emulates ring 0), on, off
-    #[arg(long, default_value = "auto", value_parser = assist_mode)]
-    assist: AssistMode,
-    /// Say what building and running took, on standard error
-    #[arg(long)]
-    boot_timing: bool,
+    /// An inherited socket over which the spec and requests come
+    #[arg(long, required = true, value_name = "FD")]
+    control: Option<i32>,
 }
 
 #[derive(clap::Subcommand)]
 enum Command {
+    /// Run one machine to its end; its console is standard output unless the spec names another
+    Run {
+        /// A file with the machine's spec
+        spec: PathBuf,
+        /// Print where the boot's time went, as JSON lines on standard error
+        #[arg(long)]
+        boot_timing: bool,
+    },
     /// Find out what this host's KVM does with guest kernel code; prints one line of JSON
     Probe {
         /// Try instructions for so long at most
@@ -87,74 +93,92 @@ enum Command {
     },
 }
 
-fn assist_mode(text: &str) -> Result<AssistMode, String> {
-    match text {
-        "auto" => Ok(AssistMode::Auto),
-        "on" => Ok(AssistMode::On),
-        "off" => Ok(AssistMode::Off),
-        other => Err(format!("{other} is none of auto, on, off")),
+fn main() -> ExitCode {
+    timing::begin();
+    let arguments = Arguments::parse();
+    let end = match (arguments.command, arguments.control) {
+        (Some(Command::Probe { budget_ms }), _) => print_probe(budget_ms),
+        (Some(Command::Run { spec, boot_timing }), _) => run(&spec, boot_timing),
+        (None, Some(control)) => obey(control),
+        (None, None) => Err(Error::Spec("there is none: give --control or run".into())),
+    };
+    match end {
+        // nobody is left to be told of the end
+        Ok(None) | Ok(Some(VmEnd::Reset | VmEnd::Stopped)) => ExitCode::SUCCESS,
+        Ok(Some(VmEnd::Panicked(said))) => {
+            eprintln!("caisson-vmm: the guest's kernel panicked: {said}");
+            ExitCode::from(3)
+        }
+        Ok(Some(VmEnd::Failed(why))) => {
+            eprintln!("caisson-vmm: {why}");
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            eprintln!("caisson-vmm: {error}");
+            ExitCode::FAILURE
+        }
     }
 }
 
-/// What a guest must be told on a host that emulates ring 0: features that CPUID there shows whatever we say, and the slot
-/// of the legacy vsyscall page, which the assist takes.
-const ASSIST_COMMAND_LINE: &str =
-    " clearcpuid=smap,smep,popcnt,rdrand,rdseed,movbe vsyscall=none nopti";
+fn print_probe(budget_ms: u64) -> Result<Option<VmEnd>> {
+    let probe = probe::probe(Duration::from_millis(budget_ms));
+    let line = serde_json::to_string(&probe).map_err(|e| Error::Stopped(e.to_string()))?;
+    println!("{line}");
+    Ok(None)
+}
 
-fn main() -> anyhow::Result<()> {
-    timing::begin();
-    let arguments = Arguments::parse();
-    if let Some(Command::Probe { budget_ms }) = arguments.command {
-        let probe = probe::probe(Duration::from_millis(budget_ms));
-        println!("{}", serde_json::to_string(&probe)?);
-        return Ok(());
-    }
-    let kernel = arguments.kernel.unwrap_or_default();
-    let spec = VmSpec {
-        id: "vm".into(),
-        vcpus: arguments.vcpus,
-        memory_bytes: arguments.memory_mib << 20,
-        kernel: Resource::Path(kernel.clone()),
-        initramfs: arguments.initramfs.clone().map(Resource::Path),
-        command_line: arguments.command_line.clone(),
-        disks: Vec::new(),
-        nets: Vec::new(),
-        shares: Vec::new(),
-        vsock: None,
-        console: None,
-        console_limit_bytes: None,
-        assist: arguments.assist,
-        restore: None,
-        confinement: None,
-        boot_timing: arguments.boot_timing,
+/// `--control`: everything comes over the socket.
+fn obey(control: i32) -> Result<Option<VmEnd>> {
+    let socket = UnixStream::from(resource::adopt("the control socket", control)?);
+    let mut connection = Connection::new(socket)?;
+    let spec = loop {
+        match connection.next::<VmSpec>() {
+            Ok(Some(spec)) => break Ok(spec),
+            Ok(None) if connection.receive()? => {}
+            Ok(None) => return Err(Error::Spec("the control connection ended before it".into())),
+            Err(error) => break Err(error),
+        }
     };
-    let assisted = probe::needs_assist(spec.assist)?;
-    let open = |path: &PathBuf| File::open(path).with_context(|| path.display().to_string());
-    let kernel = open(&kernel)?;
-    let initramfs = arguments.initramfs.as_ref().map(open).transpose()?;
-    let mut command_line = arguments.command_line.clone();
-    if assisted {
-        command_line.push_str(ASSIST_COMMAND_LINE);
+    let machine = spec.and_then(|spec| {
+        let mut machine = launch::launch(&spec, None)?;
+        begin(&mut machine)?;
+        Ok(machine)
+    });
+    control::serve(connection, machine)
+}
+
+/// `run`: a machine by hand.
+fn run(path: &Path, boot_timing: bool) -> Result<Option<VmEnd>> {
+    let named = |why: String| Error::Spec(format!("{}: {why}", path.display()));
+    let file = File::open(path).map_err(|e| named(e.to_string()))?;
+    let mut spec: VmSpec = serde_json::from_reader(file).map_err(|e| named(e.to_string()))?;
+    spec.boot_timing |= boot_timing;
+    let stdout = std::os::fd::AsFd::as_fd(&std::io::stdout())
+        .try_clone_to_owned()
+        .map_err(Error::io("standard output"))?;
+    let console = ConsoleLog::new(Some(File::from(stdout)), u64::MAX, true)?;
+    let mut machine = launch::launch(&spec, Some(console))?;
+    begin(&mut machine)?;
+    let end = loop {
+        if let Some(end) = machine.end() {
+            break end;
+        }
+        if let Some(event) = machine.event() {
+            let mut fds = [PollFd::from_borrowed_fd(event, PollFlags::IN)];
+            // an interruption is as good as news
+            let _ = poll(&mut fds, None);
+        }
+    };
+    if spec.boot_timing {
+        let stats = serde_json::to_string(&machine.stats());
+        eprintln!("{}", stats.map_err(|e| Error::Stopped(e.to_string()))?);
     }
-    let mut machine = machine::Machine::new(machine::Plan {
-        kernel: &kernel,
-        initramfs: initramfs.as_ref(),
-        command_line: &command_line,
-        vcpus: arguments.vcpus,
-        memory_bytes: arguments.memory_mib << 20,
-        devices: devices::open(&spec)?,
-        console: Box::new(std::io::stdout()),
-        assist: assisted.then(assist::Assist::new),
-    })?;
-    let built = machine.age();
-    let ended = machine.run();
-    if arguments.boot_timing {
-        eprintln!(
-            "built in {built:?}, ran {:?}, {:?}",
-            machine.age() - built,
-            machine.exits()
-        );
-    }
-    ended?;
-    Ok(())
+    Ok(Some(end))
+}
+
+/// Makes the threads and lets the guest run.
+fn begin(machine: &mut Machine) -> Result<()> {
+    let unconfined: Entry = std::sync::Arc::new(|| Ok(()));
+    machine.muster(&unconfined, &unconfined)?;
+    machine.resume()
 }

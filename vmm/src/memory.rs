@@ -4,9 +4,10 @@
 //! 0 ────────── 3 GiB │ 3 GiB ── 4 GiB: devices, APICs, KVM's own pages │ 4 GiB ───────── …
 //! ```
 
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 use crate::error::{Error, Result};
+use crate::sys;
 
 /// Where the gap for devices begins.
 pub const MMIO_GAP_START: u64 = 3 << 30;
@@ -24,4 +25,9 @@ pub fn reserve(bytes: u64) -> Result<GuestMemoryMmap> {
         bytes,
         reason: e.to_string(),
     })
+}
+
+/// How much of it has pages of the host.
+pub fn resident_bytes(memory: &GuestMemoryMmap) -> u64 {
+    memory.iter().map(sys::resident_bytes).sum()
 }

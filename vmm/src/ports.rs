@@ -2,7 +2,6 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use crate::error::Result;
 use crate::serial::Console;
 
 const KEYBOARD_COMMAND: u16 = 0x64;
@@ -27,16 +26,16 @@ impl Ports {
     }
 
     /// The guest writes.
-    pub fn write(&self, port: u16, data: &[u8]) -> Result<Effect> {
+    pub fn write(&self, port: u16, data: &[u8]) -> Effect {
         if Console::owns(port) {
             let mut console = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             for byte in data {
-                console.write(port, *byte)?;
+                console.write(port, *byte);
             }
         } else if port == KEYBOARD_COMMAND && data == [PULSE_RESET] {
-            return Ok(Effect::Reset);
+            return Effect::Reset;
         }
-        Ok(Effect::None)
+        Effect::None
     }
 
     /// The guest reads; where nothing answers it sees ones.

@@ -1,12 +1,15 @@
 //! The few places where the compiler cannot check what KVM and the guest's memory ask for.
 #![allow(unsafe_code)]
 
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::fs::File;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use kvm_bindings::{kvm_userspace_memory_region, kvm_xsave};
 use kvm_ioctls::{VcpuFd, VmFd};
 use linux_loader::bootparam::boot_params;
-use vm_memory::{ByteValued, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{
+    ByteValued, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+};
 
 use crate::error::{Error, Result};
 
@@ -77,4 +80,39 @@ pub fn adopt(number: i32) -> std::io::Result<OwnedFd> {
     }
     // SAFETY: it is open, was inherited, and by this function's contract has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Reads and writes of `file` return instead of waiting.
+pub fn set_nonblocking(file: &File) -> std::io::Result<()> {
+    let fd = file.as_raw_fd();
+    // SAFETY: both calls take a descriptor, which `file` keeps open, and integers.
+    let how = unsafe {
+        let flags = libc::fcntl(fd, libc::F_GETFL);
+        libc::fcntl(fd, libc::F_SETFL, flags | libc::O_NONBLOCK)
+    };
+    if how < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Pages of the region that are in memory, as mincore says.
+pub fn resident_bytes(region: &GuestRegionMmap) -> u64 {
+    const PAGE: usize = 4096;
+    let mut pages = [0_u8; 4096];
+    let mut resident = 0;
+    let len = region.len() as usize;
+    for offset in (0..len).step_by(PAGE * pages.len()) {
+        let bytes = (len - offset).min(PAGE * pages.len());
+        // SAFETY: the range lies in the region, whose mapping lives; `pages` has a byte for each of its pages.
+        let how = unsafe {
+            let start = region.as_ptr().add(offset);
+            libc::mincore(start.cast(), bytes, pages.as_mut_ptr())
+        };
+        if how == 0 {
+            let of_this = &pages[..bytes.div_ceil(PAGE)];
+            resident += of_this.iter().filter(|p| **p & 1 == 1).count() * PAGE;
+        }
+    }
+    resident as u64
 }

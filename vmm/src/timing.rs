@@ -1,7 +1,7 @@
 //! When the phases of the boot were reached. One process is one microVM, so there is one list of them.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use caisson_protocol::vmm::BootTimes;
@@ -22,12 +22,18 @@ pub enum Phase {
 static BEGIN: OnceLock<Instant> = OnceLock::new();
 /// Microseconds since the beginning, and one more: 0 is "not yet".
 static REACHED: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];
+static PRINT: AtomicBool = AtomicBool::new(false);
 static EXITS: AtomicU64 = AtomicU64::new(0);
 static EXITS_AT_AGENT: AtomicU64 = AtomicU64::new(0);
 
 /// The process begins.
 pub fn begin() {
     BEGIN.get_or_init(Instant::now);
+}
+
+/// From now on each phase is printed when it is reached, as a line of JSON on standard error.
+pub fn print() {
+    PRINT.store(true, Ordering::Relaxed);
 }
 
 /// A vCPU left the guest.
@@ -45,8 +51,19 @@ pub fn reached(phase: Phase) {
     let first = at
         .compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed)
         .is_ok();
+    let exits = EXITS.load(Ordering::Relaxed);
     if first && phase == Phase::Agent {
-        EXITS_AT_AGENT.store(EXITS.load(Ordering::Relaxed), Ordering::Relaxed);
+        EXITS_AT_AGENT.store(exits, Ordering::Relaxed);
+    }
+    if first && PRINT.load(Ordering::Relaxed) {
+        let name = match phase {
+            Phase::Built => "built",
+            Phase::Drivers => "drivers",
+            Phase::Root => "root",
+            Phase::Agent => "agent",
+        };
+        let at_us = now - 1;
+        eprintln!(r#"{{"phase":"{name}","at_us":{at_us},"exits":{exits}}}"#);
     }
 }
 

@@ -1,7 +1,13 @@
-//! One vCPU and the thread that runs it.
+//! One vCPU: entering the guest, and doing what its exits ask for.
+//!
+//! ```text
+//! begins paused ─ Resume ─▶ in the guest ⇄ exits ─ Pause ─▶ paused
+//!                               └─ Stop, or the guest's end ─▶ Ended
+//! ```
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender};
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vm_memory::GuestMemoryMmap;
@@ -10,7 +16,7 @@ use crate::assist::{Assist, MSR_LSTAR, VcpuAssist};
 use crate::bus::Bus;
 use crate::error::{Error, Result};
 use crate::ports::{Effect, Ports};
-use crate::sys;
+use crate::{sys, timing};
 
 const EMULATION_FAILED: u32 = 1;
 
@@ -47,8 +53,24 @@ pub struct Shared {
     pub memory: GuestMemoryMmap,
     /// Counters.
     pub exits: Exits,
-    /// Set when the vCPUs are to leave the guest for good.
-    pub stop: AtomicBool,
+}
+
+/// What a vCPU's thread is told.
+pub enum Order {
+    /// Leave the guest; answered when nothing of an exit is left to be done.
+    Pause(SyncSender<()>),
+    /// Go on.
+    Resume,
+    /// Leave the guest for good.
+    Stop,
+}
+
+/// Where a vCPU's thread finds its orders.
+pub struct Orders {
+    /// They wait here.
+    pub queue: Receiver<Order>,
+    /// Set behind each order; looked at before each entry into the guest.
+    pub called: Arc<AtomicBool>,
 }
 
 /// A vCPU, ready to run.
@@ -58,8 +80,15 @@ pub struct Vcpu {
     assist: VcpuAssist,
 }
 
+enum Turn {
+    Again,
+    Interrupted,
+    Ended(Ended),
+}
+
 fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
+    timing::count_exit();
 }
 
 impl Vcpu {
@@ -72,67 +101,121 @@ impl Vcpu {
         }
     }
 
-    /// Runs until the guest ends or the machine is stopped.
-    pub fn run(&mut self) -> Result<Ended> {
-        let shared = self.shared.clone();
+    /// Runs until the guest ends or the order to stop.
+    pub fn run(&mut self, orders: &Orders) -> Result<Ended> {
+        if let Some(ended) = self.paused(orders) {
+            return Ok(ended);
+        }
+        timing::reached(timing::Phase::Built);
         loop {
-            if shared.stop.load(Ordering::Acquire) {
-                return Ok(Ended::Stopped);
+            if orders.called.swap(false, Ordering::AcqRel)
+                && let Some(ended) = self.obey(orders)?
+            {
+                return Ok(ended);
             }
-            match self.fd.run() {
-                Ok(VcpuExit::IoOut(port, data)) => {
-                    count(&shared.exits.io);
-                    if shared.ports.write(port, data)? == Effect::Reset {
-                        return Ok(Ended::Reset);
-                    }
-                }
-                Ok(VcpuExit::IoIn(port, data)) => {
-                    count(&shared.exits.io);
-                    shared.ports.read(port, data);
-                }
-                Ok(VcpuExit::MmioWrite(address, data)) => {
-                    match shared.assist.as_ref().filter(|a| a.is_syscall(address)) {
-                        Some(assist) => {
-                            count(&shared.exits.syscalls);
-                            assist.enter_kernel(&mut self.fd, &mut self.assist)?;
-                        }
-                        None => {
-                            count(&shared.exits.mmio);
-                            shared.bus.write(address, data);
-                        }
-                    }
-                }
-                Ok(VcpuExit::MmioRead(address, data)) => {
-                    count(&shared.exits.mmio);
-                    shared.bus.read(address, data);
-                }
-                Ok(VcpuExit::X86Wrmsr(exit)) => {
-                    *exit.error = 0;
-                    let (index, value) = (exit.index, exit.data);
-                    if let Some(assist) = shared.assist.as_ref().filter(|_| index == MSR_LSTAR) {
-                        assist.wrote_lstar(
-                            &mut self.fd,
-                            &shared.memory,
-                            &mut self.assist,
-                            value,
-                        )?;
-                    }
-                }
-                Ok(VcpuExit::InternalError) => self.internal_error()?,
-                Ok(VcpuExit::Shutdown) => {
-                    let regs = self.fd.get_regs().map_err(Error::kvm("KVM_GET_REGS"))?;
-                    return Err(Error::TripleFault { rip: regs.rip });
-                }
-                Ok(other) => return Err(Error::Stopped(format!("{other:?}"))),
-                Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => {}
-                Err(e) => {
-                    return Err(Error::Kvm {
-                        call: "KVM_RUN",
-                        source: e,
-                    });
-                }
+            if let Turn::Ended(how) = self.enter_once()? {
+                return Ok(how);
             }
         }
+    }
+
+    fn obey(&mut self, orders: &Orders) -> Result<Option<Ended>> {
+        while let Ok(order) = orders.queue.try_recv() {
+            match order {
+                Order::Pause(done) => {
+                    if let Some(ended) = self.settle()? {
+                        return Ok(Some(ended));
+                    }
+                    let _ = done.send(());
+                    if let Some(ended) = self.paused(orders) {
+                        return Ok(Some(ended));
+                    }
+                }
+                Order::Resume => {}
+                Order::Stop => return Ok(Some(Ended::Stopped)),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Waits until it may go on, or is to end.
+    fn paused(&mut self, orders: &Orders) -> Option<Ended> {
+        loop {
+            match orders.queue.recv() {
+                Ok(Order::Pause(done)) => drop(done.send(())),
+                Ok(Order::Resume) => return None,
+                Ok(Order::Stop) | Err(_) => return Some(Ended::Stopped),
+            }
+        }
+    }
+
+    /// Has KVM finish the instruction whose exit was served last: its registers change only at the next entry.
+    fn settle(&mut self) -> Result<Option<Ended>> {
+        self.fd.set_kvm_immediate_exit(1);
+        let how = loop {
+            match self.enter_once()? {
+                Turn::Again => {}
+                Turn::Interrupted => break None,
+                Turn::Ended(how) => break Some(how),
+            }
+        };
+        self.fd.set_kvm_immediate_exit(0);
+        Ok(how)
+    }
+
+    fn enter_once(&mut self) -> Result<Turn> {
+        let shared = &self.shared;
+        match self.fd.run() {
+            Ok(VcpuExit::IoOut(port, data)) => {
+                count(&shared.exits.io);
+                if shared.ports.write(port, data) == Effect::Reset {
+                    return Ok(Turn::Ended(Ended::Reset));
+                }
+            }
+            Ok(VcpuExit::IoIn(port, data)) => {
+                count(&shared.exits.io);
+                shared.ports.read(port, data);
+            }
+            Ok(VcpuExit::MmioWrite(address, data)) => {
+                match shared.assist.as_ref().filter(|a| a.is_syscall(address)) {
+                    Some(assist) => {
+                        count(&shared.exits.syscalls);
+                        assist.enter_kernel(&mut self.fd, &mut self.assist)?;
+                    }
+                    None => {
+                        count(&shared.exits.mmio);
+                        shared.bus.write(address, data);
+                    }
+                }
+            }
+            Ok(VcpuExit::MmioRead(address, data)) => {
+                count(&shared.exits.mmio);
+                shared.bus.read(address, data);
+            }
+            Ok(VcpuExit::X86Wrmsr(exit)) => {
+                *exit.error = 0;
+                let (index, value) = (exit.index, exit.data);
+                if let Some(assist) = shared.assist.as_ref().filter(|_| index == MSR_LSTAR) {
+                    assist.wrote_lstar(&mut self.fd, &shared.memory, &mut self.assist, value)?;
+                }
+            }
+            Ok(VcpuExit::InternalError) => self.internal_error()?,
+            Ok(VcpuExit::Shutdown) => {
+                let regs = self.fd.get_regs().map_err(Error::kvm("KVM_GET_REGS"))?;
+                return Err(Error::TripleFault { rip: regs.rip });
+            }
+            Ok(other) => return Err(Error::Stopped(format!("{other:?}"))),
+            Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => {
+                return Ok(Turn::Interrupted);
+            }
+            Err(e) => {
+                return Err(Error::Kvm {
+                    call: "KVM_RUN",
+                    source: e,
+                });
+            }
+        }
+        Ok(Turn::Again)
     }
 
     fn internal_error(&mut self) -> Result<()> {

@@ -10,7 +10,7 @@
 //! filter.
 
 use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
@@ -20,6 +20,9 @@ use crate::error::{Error, Result};
 const STOP: u64 = u64::MAX;
 /// Much of a device's work has its buffers on the heap.
 const STACK_BYTES: usize = 256 << 10;
+
+/// The first act of a thread: its system call filter.
+pub type Entry = Arc<dyn Fn() -> Result<()> + Send + Sync>;
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -34,9 +37,9 @@ static POOL: Mutex<Pool> = Mutex::new(Pool {
 });
 
 /// Makes `count` threads that wait for work; each calls `entry` first.
-pub fn prepare(count: usize, entry: fn() -> Result<()>) -> Result<()> {
+pub fn prepare(count: usize, entry: &Entry) -> Result<()> {
     for _ in 0..count {
-        let sender = start(Some(entry))?;
+        let sender = start(Some(entry.clone()))?;
         pool().waiting.push(sender);
     }
     Ok(())
@@ -52,7 +55,7 @@ fn pool() -> std::sync::MutexGuard<'static, Pool> {
 }
 
 /// A thread that waits for jobs; returns when it is ready, that is, behind its entry.
-fn start(entry: Option<fn() -> Result<()>>) -> Result<Sender<Job>> {
+fn start(entry: Option<Entry>) -> Result<Sender<Job>> {
     let (sender, jobs) = channel::<Job>();
     let (ready, is_ready) = sync_channel(1);
     let again = sender.clone();

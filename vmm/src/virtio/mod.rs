@@ -38,6 +38,9 @@ pub const F_VERSION_1: u64 = 1 << virtio_bindings::virtio_config::VIRTIO_F_VERSI
 /// Notifications only when the other side asked for them.
 pub const F_EVENT_IDX: u64 = 1 << virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
+/// The type of a disk (virtio 1.2, section 5).
+pub const BLOCK: u32 = 2;
+
 /// A device, as the transport sees it.
 ///
 /// `activate` and `stop` alternate. A pause is a stop, a resume activates it again with what `stop` gave back, a reset

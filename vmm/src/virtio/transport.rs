@@ -6,12 +6,14 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use caisson_protocol::vmm::VmStats;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{Activation, Device, F_EVENT_IDX, F_VERSION_1, Interrupt};
+use super::{Activation, Changed, Command, Device, F_EVENT_IDX, F_VERSION_1, Interrupt};
 use crate::bus::MmioDevice;
+use crate::error::Result;
 use crate::timing::{self, Phase};
 
 /// Bytes of guest-physical space that a device takes.
@@ -47,6 +49,8 @@ struct State {
     driver_features_page: u32,
     driver_features: u64,
     queue_selected: usize,
+    /// What the device was given, while the machine is paused.
+    parked: Option<Activation>,
 }
 
 impl Transport {
@@ -68,11 +72,56 @@ impl Transport {
             driver_features_page: 0,
             driver_features: 0,
             queue_selected: 0,
+            parked: None,
         };
         Transport {
             state: Mutex::new(state),
             interrupt,
         }
+    }
+
+    /// The device's type.
+    pub fn kind(&self) -> u32 {
+        self.state().device.kind()
+    }
+
+    /// Threads that the device may have.
+    pub fn workers(&self) -> usize {
+        self.state().device.workers()
+    }
+
+    /// Stops the device, if it works; nothing reaches its registers meanwhile.
+    pub fn pause(&self) {
+        let mut state = self.state();
+        if let Some(activation) = state.device.stop() {
+            state.parked = Some(activation);
+        }
+    }
+
+    /// Lets a device go on that [`Transport::pause`] stopped.
+    pub fn resume(&self) {
+        let mut state = self.state();
+        if let Some(activation) = state.parked.take()
+            && let Err(error) = state.device.activate(activation)
+        {
+            eprintln!("caisson-vmm: a device cannot go on: {error}");
+            state.status |= NEEDS_RESET;
+            let _ = self.interrupt.config_changed();
+        }
+    }
+
+    /// Passes a command to the device; tells the driver of what it changed.
+    pub fn command(&self, command: &Command) -> Result<()> {
+        let mut state = self.state();
+        if state.device.command(command)? == Changed::Config && state.status & DRIVER_OK != 0 {
+            self.interrupt.config_changed()?;
+        }
+        Ok(())
+    }
+
+    /// Adds what the device counted.
+    pub fn count(&self, stats: &mut VmStats) {
+        self.state().device.count(stats);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -225,7 +274,8 @@ impl State {
             }
             queue.set_event_idx(event_idx);
         }
-        let kicks: Result<Vec<EventFd>, _> = self.kicks.iter().map(EventFd::try_clone).collect();
+        let kicks: std::io::Result<Vec<EventFd>> =
+            self.kicks.iter().map(EventFd::try_clone).collect();
         let Ok(kicks) = kicks else { return false };
         let queues = std::mem::replace(&mut self.queues, fresh_queues(self.device.as_ref()));
         let activation = Activation {
