@@ -5,6 +5,7 @@
 
 use std::collections::HashSet;
 
+use crate::block::block_base;
 use crate::digest::Digest;
 use crate::error::{Context, Result};
 use crate::store::Inner;
@@ -16,6 +17,8 @@ pub struct Collected {
     pub layers: Vec<(Digest, u64)>,
     /// Blobs with their bytes.
     pub blobs: Vec<(Digest, u64)>,
+    /// Block forms of images by their key, with their bytes.
+    pub blocks: Vec<(Digest, u64)>,
     /// Bytes of interrupted downloads.
     pub partial_bytes: u64,
 }
@@ -24,7 +27,7 @@ impl Collected {
     /// All bytes.
     pub fn bytes(&self) -> u64 {
         let sum = |items: &[(Digest, u64)]| items.iter().map(|(_, size)| size).sum::<u64>();
-        sum(&self.layers) + sum(&self.blobs) + self.partial_bytes
+        sum(&self.layers) + sum(&self.blobs) + sum(&self.blocks) + self.partial_bytes
     }
 }
 
@@ -44,9 +47,11 @@ impl Inner {
                 .map(|(document, _)| document)
                 .collect();
             let mut layers: HashSet<&Digest> = HashSet::new();
+            let mut bases: HashSet<&Digest> = HashSet::new();
             for image in index.images.values().chain(index.hidden.values()) {
                 blobs.extend([image.id(), &image.manifest().digest]);
                 blobs.extend(image.layers().iter().map(|layer| &layer.blob.digest));
+                bases.insert(block_base(image));
                 layers.extend(image.layers().iter().map(|layer| &layer.chain_id));
             }
             let all_blobs = index.blobs.iter().chain(&fresh.blobs);
@@ -63,6 +68,11 @@ impl Inner {
                     collected
                         .layers
                         .push((row.chain_id.clone(), row.size_bytes));
+                }
+            }
+            for row in index.blocks.values() {
+                if !bases.contains(&row.base) {
+                    collected.blocks.push((row.key.clone(), row.size_bytes));
                 }
             }
             // Topmost first, as Docker lists them.
@@ -84,8 +94,14 @@ impl Inner {
                         [chain_id.as_str()],
                     )?;
                 }
+                for (key, _) in &collected.blocks {
+                    t.execute("DELETE FROM blocks WHERE key = ?1", [key.as_str()])?;
+                }
                 Ok(())
             })?;
+            for (key, _) in &collected.blocks {
+                trash.push(self.set_aside(&self.block_path(key))?);
+            }
             for (digest, _) in &collected.blobs {
                 fresh.blobs.remove(digest);
                 fresh.diffs.retain(|(_, blob)| blob != digest);

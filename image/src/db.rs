@@ -10,7 +10,7 @@ use rusqlite::{Connection, Transaction, params};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 
-const GENERATION: i64 = 1;
+const GENERATION: i64 = 2;
 
 const SCHEMA: &str = "
 CREATE TABLE blobs (digest TEXT PRIMARY KEY, size_bytes INTEGER NOT NULL) STRICT, WITHOUT ROWID;
@@ -28,6 +28,13 @@ CREATE TABLE repo_digests (
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE documents (
     digest TEXT NOT NULL, image TEXT NOT NULL REFERENCES images (id), PRIMARY KEY (digest, image)
+) STRICT, WITHOUT ROWID;
+";
+
+/// What generation 2 added: files made of an image's layers.
+const BLOCKS: &str = "
+CREATE TABLE blocks (
+    key TEXT PRIMARY KEY, base TEXT NOT NULL, digest TEXT NOT NULL, size_bytes INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 ";
 
@@ -55,6 +62,16 @@ pub(crate) struct ImageRow {
     pub hidden: bool,
 }
 
+/// A block form's row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct BlockRow {
+    pub key: Digest,
+    /// The topmost layer it was made of, or the image when that has none.
+    pub base: Digest,
+    pub digest: Digest,
+    pub size_bytes: u64,
+}
+
 /// Everything in the database.
 #[derive(Debug, Default)]
 pub(crate) struct Rows {
@@ -66,6 +83,7 @@ pub(crate) struct Rows {
     pub repo_digests: Vec<(String, Digest, Digest)>,
     /// Further documents kept for an image, such as the index it was chosen from.
     pub documents: Vec<(Digest, Digest)>,
+    pub blocks: Vec<BlockRow>,
 }
 
 impl Database {
@@ -76,9 +94,12 @@ impl Database {
         connection.pragma_update(None, "foreign_keys", true)?;
         let found: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
         match found {
-            0 => {
+            0 | 1 => {
                 let transaction = connection.transaction()?;
-                transaction.execute_batch(SCHEMA)?;
+                if found == 0 {
+                    transaction.execute_batch(SCHEMA)?;
+                }
+                transaction.execute_batch(BLOCKS)?;
                 transaction.pragma_update(None, "user_version", GENERATION)?;
                 transaction.commit()?;
             }
@@ -158,6 +179,16 @@ impl Database {
         while let Some(row) = found.next()? {
             rows.documents.push((digest(row, 0)?, digest(row, 1)?));
         }
+        let mut statement = c.prepare_cached("SELECT key, base, digest, size_bytes FROM blocks")?;
+        let mut found = statement.query([])?;
+        while let Some(row) = found.next()? {
+            rows.blocks.push(BlockRow {
+                key: digest(row, 0)?,
+                base: digest(row, 1)?,
+                digest: digest(row, 2)?,
+                size_bytes: unsigned(row, 3)?,
+            });
+        }
         Ok(rows)
     }
 }
@@ -203,6 +234,19 @@ pub(crate) fn insert_diff(t: &Transaction<'_>, diff_id: &Digest, blob: &Digest) 
     t.execute(
         "INSERT OR IGNORE INTO diffs VALUES (?1, ?2)",
         params![diff_id.as_str(), blob.as_str()],
+    )?;
+    Ok(())
+}
+
+pub(crate) fn insert_block(t: &Transaction<'_>, row: &BlockRow) -> Result<()> {
+    t.execute(
+        "INSERT OR REPLACE INTO blocks VALUES (?1, ?2, ?3, ?4)",
+        params![
+            row.key.as_str(),
+            row.base.as_str(),
+            row.digest.as_str(),
+            i64::try_from(row.size_bytes).unwrap_or(i64::MAX),
+        ],
     )?;
     Ok(())
 }

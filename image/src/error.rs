@@ -87,6 +87,14 @@ pub enum Error {
     /// The store's database failed.
     #[error("the image database failed: {0}")]
     Database(#[from] rusqlite::Error),
+    /// An image's block form could not be built.
+    #[error("cannot build the block form of image {image}: {source}")]
+    BlockForm {
+        /// The image's short id.
+        image: String,
+        /// Why.
+        source: caisson_blockfs::Error,
+    },
     /// An archive inside could not be read or written.
     #[error(transparent)]
     Archive(#[from] caisson_archive::Error),
@@ -152,6 +160,11 @@ impl Error {
                 caisson_archive::ErrorKind::NotFound | caisson_archive::ErrorKind::Other => {
                     ErrorKind::Internal
                 }
+            },
+            Error::BlockForm { source, .. } => match source.kind() {
+                caisson_blockfs::ErrorKind::InvalidInput => ErrorKind::InvalidInput,
+                caisson_blockfs::ErrorKind::NoSpace => ErrorKind::NoSpace,
+                caisson_blockfs::ErrorKind::Other => ErrorKind::Internal,
             },
             Error::Io { source, .. } => match source.kind() {
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::NoSpace,

@@ -8,12 +8,14 @@
 //!   archive ───load──▶ │ blobs ─unpack─▶ layers    images, tags │ ──save──▶ archive
 //!   rootfs ──import──▶ │          (store.rs draws the disk)      │
 //!   upper ───commit──▶ └─────────────────────────────────────────┘ ──layer_dirs──▶ overlay
+//!                                                                  ──block_form──▶ microVM
 //! ```
 //!
 //! [`Store`]'s methods that transfer or unpack are `async` and do their blocking work on tokio's blocking threads; those
 //! that only look at memory, or at most at the database, are plain functions and say so.
 
 mod blobs;
+mod block;
 mod changes;
 mod collect;
 mod commit;
@@ -39,6 +41,7 @@ mod source;
 mod spool;
 mod store;
 
+pub use block::BlockForm;
 pub use changes::{Change, ChangeKind, changes};
 pub use collect::Collected;
 pub use commit::{Commit, CommitSource, Import};

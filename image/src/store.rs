@@ -6,6 +6,7 @@
 //! ├── images.db                 SQLite: complete blobs and layers, images, tags (db.rs)
 //! ├── blobs/sha256/<64 hex>     verified blobs: manifests, indexes, configurations, layers as they came
 //! ├── layers/<32 hex>/          one unpacked layer, an overlay's lower directory; named after its chain id
+//! ├── blocks/<32 hex>           an image's layers as one EROFS file (block.rs)
 //! └── ingest/
 //!     ├── <64 hex>.partial      an interrupted download, resumed by the next pull
 //!     └── tmp-…                 everything under way: written here, verified, renamed into place
@@ -13,7 +14,7 @@
 //!
 //! A blob or layer is **trusted** when the database has a row for it, which is written after `syncfs`; or **fresh** when
 //! this process verified it since it was opened. At opening, blobs without a row become partial downloads (a pull verifies
-//! them anew), layers without a row and temporary files are removed. So a crash at any moment leaves a usable store.
+//! them anew), layers and block forms without a row and temporary files are removed. So a crash at any moment leaves a usable store.
 //!
 //! Everything under way holds a [`Lease`] on what it made or counts on; the garbage collector spares what is leased.
 
@@ -26,7 +27,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
-use crate::db::{Database, LayerRow, Rows};
+use crate::block::Stamp;
+use crate::db::{BlockRow, Database, LayerRow, Rows};
 use crate::digest::Digest;
 use crate::error::{Context, Error, Result};
 use crate::images::{Image, ImageBody};
@@ -136,6 +138,8 @@ pub(crate) struct Inner {
     fresh: Mutex<Fresh>,
     locks: Mutex<HashMap<String, Arc<Mutex<()>>>>,
     pub(crate) downloads: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
+    /// Block forms that were compared with their digest since the store was opened.
+    pub(crate) verified_blocks: Mutex<HashMap<Digest, Stamp>>,
     counter: AtomicU64,
 }
 
@@ -154,6 +158,7 @@ pub(crate) struct Index {
     pub diffs: HashMap<Digest, Vec<Digest>>,
     /// Further documents kept for an image.
     pub documents: Vec<(Digest, Digest)>,
+    pub blocks: HashMap<Digest, BlockRow>,
 }
 
 /// What this process verified and the database does not know yet, and what is leased.
@@ -174,7 +179,7 @@ impl Store {
     /// [`Error::Locked`] when another process uses it; [`Error::Io`], [`Error::Database`].
     pub fn open(root: impl Into<PathBuf>, options: Options) -> Result<Self> {
         let root = root.into();
-        for dir in ["", "blobs", "blobs/sha256", "layers", "ingest"] {
+        for dir in ["", "blobs", "blobs/sha256", "layers", "blocks", "ingest"] {
             let path = if dir.is_empty() {
                 root.clone()
             } else {
@@ -198,6 +203,7 @@ impl Store {
             fresh: Mutex::default(),
             locks: Mutex::default(),
             downloads: Mutex::default(),
+            verified_blocks: Mutex::default(),
             counter: AtomicU64::new(0),
         }));
         let rows = store.0.db().rows()?;
@@ -256,6 +262,10 @@ impl Inner {
         self.root.join("layers").join(&chain_id.hex()[..32])
     }
 
+    pub(crate) fn block_path(&self, key: &Digest) -> PathBuf {
+        self.root.join("blocks").join(&key.hex()[..32])
+    }
+
     pub(crate) fn partial_path(&self, digest: &Digest) -> PathBuf {
         self.root
             .join("ingest")
@@ -311,6 +321,11 @@ impl Inner {
                 .map(|row| (row.chain_id.clone(), row.clone()))
                 .collect(),
             documents: rows.documents.clone(),
+            blocks: rows
+                .blocks
+                .iter()
+                .map(|row| (row.key.clone(), row.clone()))
+                .collect(),
             ..Index::default()
         };
         for (diff_id, blob) in &rows.diffs {
@@ -405,6 +420,12 @@ impl Inner {
         for name in names(&self.root.join("layers"))? {
             if !known.contains(name.as_str()) {
                 self.remove_tree(&self.root.join("layers").join(name))?;
+            }
+        }
+        let known: HashSet<&str> = rows.blocks.iter().map(|row| &row.key.hex()[..32]).collect();
+        for name in names(&self.root.join("blocks"))? {
+            if !known.contains(name.as_str()) {
+                self.remove_tree(&self.root.join("blocks").join(name))?;
             }
         }
         Ok(())
