@@ -1,8 +1,13 @@
 //! The release programs, collected in `target/dist`.
 //!
 //! `caisson` is linked dynamically. `caisson-shim` and `caisson-oci` start once per container or command, so they are linked
-//! statically: that saves the dynamic loader's work, and lets the shim run when its mount namespace has another `/lib`. The
-//! guest's agent has no dynamic loader at all, and goes into an image of its own (`agent.rs`).
+//! statically: that saves the dynamic loader's work, and lets the shim run when its mount namespace has another `/lib`;
+//! likewise what runs confined (`caisson-vmm`). The guest's agent goes into an image of its own (`agent.rs`).
+//!
+//! ```text
+//! target/dist/caisson, caisson-shim, …     the programs
+//! target/dist/guest/vmlinux, agent.erofs   what every microVM boots
+//! ```
 
 use std::path::PathBuf;
 
@@ -11,26 +16,23 @@ use anyhow::Result;
 use crate::shell::{self, cargo, target};
 
 /// All programs.
-pub const PROGRAMS: [&str; 3] = ["caisson", "caisson-shim", "caisson-oci"];
+pub const PROGRAMS: [&str; 4] = ["caisson", "caisson-shim", "caisson-oci", "caisson-vmm"];
+
+/// What every microVM boots: the kernel, and the file system with the agent in it.
+pub const GUEST_FILES: [&str; 2] = ["vmlinux", "agent.erofs"];
 
 /// Builds them; returns the directory they are in.
 pub fn run() -> Result<PathBuf> {
     crate::setup::run(crate::setup::Scope::Build)?;
     println!("build: caisson");
     shell::run(cargo().args(["build", "--release", "--package", "caisson"]))?;
-    println!("build: caisson-shim, caisson-oci (static)");
+    println!("build: the programs that are linked statically");
     let mut small = cargo();
     // with --target the flag does not reach procedural macros, which cannot be static
-    small.args([
-        "build",
-        "--release",
-        "--target",
-        shell::TRIPLE,
-        "--package",
-        "caisson-shim",
-        "--package",
-        "caisson-oci",
-    ]);
+    small.args(["build", "--release", "--target", shell::TRIPLE]);
+    for program in &PROGRAMS[1..] {
+        small.args(["--package", program]);
+    }
     small.env("RUSTFLAGS", shell::static_flags());
     shell::run(&mut small)?;
 
@@ -44,7 +46,40 @@ pub fn run() -> Result<PathBuf> {
         };
         shell::install(&from.join(program), &dist.join(program))?;
     }
-    crate::agent::run(crate::agent::Build::Shipped)?;
+    guest()?;
     println!("build: done, in {}", dist.display());
     Ok(dist)
+}
+
+/// Builds what every microVM boots; returns the directory it is in. Programs of a debug build find a copy beside them.
+pub fn guest() -> Result<PathBuf> {
+    let directory = target().join("dist/guest");
+    let beside_debug = target().join("debug/guest");
+    for directory in [&directory, &beside_debug] {
+        std::fs::create_dir_all(directory)?;
+    }
+    shell::install(&kernel()?, &directory.join("vmlinux"))?;
+    crate::agent::run(crate::agent::Build::Shipped)?;
+    for file in GUEST_FILES {
+        shell::install(&directory.join(file), &beside_debug.join(file))?;
+    }
+    Ok(directory)
+}
+
+/// Builds the guest's kernel (3–5 minutes on two cores, then cached); returns the image. `CAISSON_GUEST_KERNEL` names one that
+/// was built elsewhere.
+pub fn kernel() -> Result<PathBuf> {
+    if let Some(image) = std::env::var_os("CAISSON_GUEST_KERNEL") {
+        return Ok(image.into());
+    }
+    let jobs = std::thread::available_parallelism()?.get();
+    let source = caisson_guest_kernel::Source::locate(&target().join("guest-kernel"))?;
+    let kernel = match caisson_guest_kernel::find(&source, &target())? {
+        Some(kernel) => kernel,
+        None => {
+            println!("build: the guest's kernel (3-5 minutes on two cores, once)");
+            caisson_guest_kernel::build(&source, &target(), jobs)?
+        }
+    };
+    Ok(kernel.image())
 }

@@ -63,6 +63,15 @@ pub fn run() -> Result<PathBuf> {
     make_missing(RECIPES)
 }
 
+/// Those that are there, the large one aside.
+pub fn archives() -> Vec<PathBuf> {
+    RECIPES
+        .iter()
+        .map(|recipe| directory().join(format!("{}.tar", recipe.name)))
+        .filter(|archive| archive.exists())
+        .collect()
+}
+
 /// Makes the large image if it is missing; returns its archive.
 pub fn large() -> Result<PathBuf> {
     Ok(make_missing(&[LARGE])?.join("large.tar"))

@@ -91,16 +91,10 @@ fn run() -> Result<()> {
         Task::Images => images::run().map(drop),
         Task::Bench(options) => bench::run(&options),
         Task::Lab(options) => std::process::exit(lab::run(&shell::target(), &options)?),
-        Task::Kernel => kernel(),
+        Task::Kernel => {
+            println!("{}", build::kernel()?.display());
+            Ok(())
+        }
         Task::Install(options) => install::run(&options),
     }
-}
-
-fn kernel() -> Result<()> {
-    let jobs = std::thread::available_parallelism()?.get();
-    let target = shell::target();
-    let source = caisson_guest_kernel::Source::locate(&target.join("guest-kernel"))?;
-    let kernel = caisson_guest_kernel::build(&source, &target, jobs)?;
-    println!("{}", kernel.image().display());
-    Ok(())
 }
