@@ -1,6 +1,8 @@
 //! the checks: each judges one fact. Pure functions of [`Machine`].
 
-use super::machine::{Cgroups, Daemon, Kvm, Machine};
+use caisson_runtime::Ring0;
+
+use super::machine::{Cgroups, Daemon, Machine};
 use super::{Finding, Verdict};
 
 type Check = fn(&Machine) -> Finding;
@@ -24,6 +26,8 @@ pub const ALL: &[Check] = &[
     open_files,
     nft,
     kvm,
+    vm_pieces,
+    tun,
     socket,
 ];
 
@@ -403,33 +407,92 @@ fn nft(m: &Machine) -> Finding {
     )
 }
 
+/// Thousands, millions, billions.
+fn speed(instructions_per_second: u64) -> String {
+    match instructions_per_second {
+        n if n >= 1_000_000_000 => format!("{:.1} billion", n as f64 / 1e9),
+        n if n >= 1_000_000 => format!("{:.1} million", n as f64 / 1e6),
+        n => format!("{} thousand", n / 1000),
+    }
+}
+
 fn kvm(m: &Machine) -> Finding {
-    let why =
+    const WHY: &str =
         "--isolation=vm runs each container in a KVM virtual machine; containers do not need it";
-    match (&m.kvm, m.virtualization_flag) {
-        (Kvm::Usable, _) => finding("kvm", Verdict::Ok, "/dev/kvm opens", why, ""),
-        (Kvm::Forbidden(e), _) => finding(
+    match &m.vms.ring0 {
+        Ok(Ring0::Native(native)) => finding(
             "kvm",
-            Verdict::Unavailable,
-            format!("/dev/kvm: {e}"),
-            why,
-            "usermod -aG kvm $USER and log in again, or run as root",
+            Verdict::Ok,
+            format!(
+                "guest kernels run on the processor ({} instructions/s)",
+                speed(native.instructions_per_second)
+            ),
+            WHY,
+            "",
         ),
-        (Kvm::Absent, true) => finding(
+        Ok(Ring0::Emulated(emulated)) => finding(
             "kvm",
-            Verdict::Unavailable,
-            "no /dev/kvm, though the processor has vmx or svm",
-            why,
-            "modprobe kvm_intel || modprobe kvm_amd",
+            Verdict::Warning,
+            format!(
+                "usable; this host's KVM emulates guest kernels ({} instructions/s), refuses {}{}: caisson-vmm helps it out",
+                speed(emulated.instructions_per_second),
+                emulated.refused.join(", "),
+                if emulated.syscall {
+                    ""
+                } else {
+                    ", misdelivers SYSCALL"
+                },
+            ),
+            "programs in a VM run at full speed here, but its kernel does not: booting takes seconds, system calls are slow",
+            "nothing is broken; for full speed use a machine whose processor shows vmx or svm (bare metal, or nested virtualization)",
         ),
-        (Kvm::Absent, false) => finding(
+        Ok(Ring0::Unusable(unusable)) => finding(
             "kvm",
             Verdict::Unavailable,
-            "no /dev/kvm, and the processor shows neither vmx nor svm",
-            why,
-            "switch virtualization on in the firmware; on a cloud machine choose one with nested virtualization or bare metal",
+            unusable.cause.clone(),
+            WHY,
+            unusable.fix.clone(),
+        ),
+        Err(e) => finding(
+            "kvm",
+            Verdict::Unavailable,
+            e.clone(),
+            WHY,
+            "make /dev/kvm usable (modprobe kvm_intel || modprobe kvm_amd; usermod -aG kvm $USER) and install caisson-vmm",
         ),
     }
+}
+
+fn vm_pieces(m: &Machine) -> Finding {
+    let (verdict, found) = match &m.vms.pieces {
+        Ok(()) => (
+            Verdict::Ok,
+            "caisson-vmm, the guest's kernel and agent are there".to_owned(),
+        ),
+        Err(e) => (Verdict::Unavailable, e.clone()),
+    };
+    finding(
+        "vm pieces",
+        verdict,
+        found,
+        "a microVM is run by caisson-vmm and boots a kernel and an agent of caisson's own",
+        "cargo xtask build && cargo xtask kernel, then install their results beside caisson",
+    )
+}
+
+fn tun(m: &Machine) -> Finding {
+    let (verdict, found) = match &m.vms.tun {
+        Ok(()) => (Verdict::Ok, "/dev/net/tun opens".to_owned()),
+        Err(e) if !m.root => (Verdict::Warning, e.clone()),
+        Err(e) => (Verdict::Unavailable, e.clone()),
+    };
+    finding(
+        "tun",
+        verdict,
+        found,
+        "a microVM's network card is a tap device",
+        "modprobe tun; where that is built in: mkdir -p /dev/net && mknod -m 0666 /dev/net/tun c 10 200",
+    )
 }
 
 fn socket(m: &Machine) -> Finding {
@@ -462,6 +525,9 @@ fn socket(m: &Machine) -> Finding {
 
 #[cfg(test)]
 mod tests {
+    use caisson_runtime::{EmulatedRing0, NativeRing0, Unusable};
+
+    use super::super::machine::Vms;
     use super::*;
 
     fn healthy() -> Machine {
@@ -475,8 +541,13 @@ mod tests {
             cgroups: Cgroups::V2(names(&["cpu", "memory", "pids", "cpuset"])),
             new_mount_api: Ok(()),
             mount_setattr: true,
-            kvm: Kvm::Usable,
-            virtualization_flag: true,
+            vms: Vms {
+                pieces: Ok(()),
+                ring0: Ok(Ring0::Native(NativeRing0 {
+                    instructions_per_second: 1 << 31,
+                })),
+                tun: Ok(()),
+            },
             nft: Some("/usr/sbin/nft".into()),
             data_root: "/var/lib/caisson".into(),
             data_place: Some(super::super::machine::Place {
@@ -527,7 +598,38 @@ mod tests {
                 "cgroups",
                 Verdict::Warning,
             ),
-            (|m| m.kvm = Kvm::Absent, "kvm", Verdict::Unavailable),
+            (
+                |m| {
+                    m.vms.ring0 = Ok(Ring0::Unusable(Unusable {
+                        cause: "there is no /dev/kvm".into(),
+                        fix: "modprobe kvm_intel".into(),
+                    }));
+                },
+                "kvm",
+                Verdict::Unavailable,
+            ),
+            (
+                |m| {
+                    m.vms.ring0 = Ok(Ring0::Emulated(EmulatedRing0 {
+                        instructions_per_second: 3_000_000,
+                        refused: vec!["xsave".into()],
+                        untried: Vec::new(),
+                        syscall: false,
+                    }));
+                },
+                "kvm",
+                Verdict::Warning,
+            ),
+            (
+                |m| m.vms.pieces = Err("no caisson-vmm".into()),
+                "vm pieces",
+                Verdict::Unavailable,
+            ),
+            (
+                |m| m.vms.tun = Err("no such device".into()),
+                "tun",
+                Verdict::Unavailable,
+            ),
             (|m| m.nft = None, "nft", Verdict::Warning),
             (
                 |m| m.beside[0].1 = false,

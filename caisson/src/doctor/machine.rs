@@ -2,6 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use caisson_runtime::{Pieces, Ring0};
+
+/// Where a daemon that is told nothing else keeps the verdict on KVM.
+const EXEC_ROOT: &str = "/run/caisson";
+
 /// How cgroups are mounted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Cgroups {
@@ -13,15 +18,15 @@ pub enum Cgroups {
     V2(Vec<String>),
 }
 
-/// What was found about /dev/kvm.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Kvm {
-    /// It opens for reading and writing.
-    Usable,
-    /// No such device.
-    Absent,
-    /// It is there, but not for us.
-    Forbidden(String),
+/// What this host makes of virtual machines.
+#[derive(Clone, Debug)]
+pub struct Vms {
+    /// What is missing of what they are made of.
+    pub pieces: Result<(), String>,
+    /// What KVM does with guest kernels; an error when it could not be asked.
+    pub ring0: Result<Ring0, String>,
+    /// Whether `/dev/net/tun` opens.
+    pub tun: Result<(), String>,
 }
 
 /// Whether a daemon answers.
@@ -55,10 +60,8 @@ pub struct Machine {
     pub new_mount_api: Result<(), String>,
     /// Whether `mount_setattr` is there: id-mapped mounts.
     pub mount_setattr: bool,
-    /// /dev/kvm.
-    pub kvm: Kvm,
-    /// CPU flags vmx or svm.
-    pub virtualization_flag: bool,
+    /// Virtual machines.
+    pub vms: Vms,
     /// Where `nft` is.
     pub nft: Option<PathBuf>,
     /// The data root asked about.
@@ -131,7 +134,6 @@ impl Machine {
                     .collect()
             })
             .unwrap_or_default();
-        let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let beside = |name: &'static str| {
             let here = std::env::current_exe().ok().map(|e| e.with_file_name(name));
             (name, here.is_some_and(|p| p.exists()))
@@ -145,10 +147,7 @@ impl Machine {
             cgroups: cgroups(),
             new_mount_api: new_mount_api(),
             mount_setattr: mount_setattr(),
-            kvm: kvm(),
-            virtualization_flag: cpu.lines().any(|l| {
-                l.starts_with("flags") && l.split_whitespace().any(|f| f == "vmx" || f == "svm")
-            }),
+            vms: vms(),
             nft: std::env::var_os("PATH")
                 .map(|p| std::env::split_paths(&p).collect::<Vec<_>>())
                 .unwrap_or_default()
@@ -232,15 +231,31 @@ fn mount_setattr() -> bool {
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (5, 12)
 }
 
-fn kvm() -> Kvm {
-    match std::fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/kvm")
-    {
-        Ok(_) => Kvm::Usable,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Kvm::Absent,
-        Err(e) => Kvm::Forbidden(e.to_string()),
+/// KVM is asked by a throw-away machine, if nobody has since the boot.
+fn vms() -> Vms {
+    let opens = |path: &str| {
+        let open = std::fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(path);
+        open.map(drop).map_err(|e| format!("{path}: {e}"))
+    };
+    let pieces = Pieces::find();
+    // the first piece that is missing may be another one than the program that asks
+    let vmm = pieces
+        .as_ref()
+        .map_or_else(|_| Pieces::vmm(), |p| Some(p.vmm.clone()));
+    let ring0 = match vmm {
+        Some(vmm) => caisson_runtime::probe(Path::new(EXEC_ROOT), &vmm)
+            .map(|probe| probe.ring0)
+            .map_err(|e| e.message),
+        None => opens("/dev/kvm")
+            .and_then(|()| Err("/dev/kvm opens; without caisson-vmm nothing more is known".into())),
+    };
+    Vms {
+        pieces: pieces.map(drop).map_err(|e| e.message),
+        ring0,
+        tun: opens("/dev/net/tun"),
     }
 }
 

@@ -36,11 +36,15 @@ struct Places<'a> {
 impl Pieces {
     /// Finds them all, or names those that are missing and how they are made.
     pub fn find() -> Result<Self> {
-        find(&Places {
-            variable: &|name| std::env::var_os(name),
-            current_exe: std::env::current_exe().ok(),
-            is_file: &Path::is_file,
-        })
+        find(&Places::here())
+    }
+
+    /// The program `caisson-vmm` alone: it can be asked about this host before the rest is there.
+    pub fn vmm() -> Option<PathBuf> {
+        let mut candidates = Places::here()
+            .program("caisson-vmm", "CAISSON_VMM")
+            .into_iter();
+        candidates.find(|path| path.is_file())
     }
 }
 
@@ -95,6 +99,15 @@ fn find(places: &Places<'_>) -> Result<Pieces> {
 }
 
 impl Places<'_> {
+    /// What this process says.
+    fn here() -> Self {
+        Places {
+            variable: &|name| std::env::var_os(name),
+            current_exe: std::env::current_exe().ok(),
+            is_file: &Path::is_file,
+        }
+    }
+
     /// The directories of the running program, best first. cargo puts test programs one below the others.
     fn beside(&self) -> Vec<PathBuf> {
         let Some(dir) = self.current_exe.as_deref().and_then(Path::parent) else {
