@@ -128,8 +128,12 @@ pub struct Net {
     pub transmit_rate: Option<RateLimits>,
 }
 
-/// A virtio-fs device. FUSE requests are passed to a server process over a `SOCK_SEQPACKET` socket, one message each way a
-/// request (a `FORGET` has no answer).
+/// The largest message between a virtio-fs device and its server: 32 pages of data and a page for what is around it. It
+/// fits the default send buffer of a socket.
+pub const FS_MESSAGE_BYTES_MAX: usize = (128 << 10) + 4096;
+
+/// A virtio-fs device. FUSE requests are passed to a server process (`caisson-share`) over a `SOCK_SEQPACKET` socket, one
+/// message of at most [`FS_MESSAGE_BYTES_MAX`] each way a request (a `FORGET` has no answer).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FsShare {
     /// At most 36 bytes.

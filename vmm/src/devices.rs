@@ -6,6 +6,7 @@ use crate::console_log::ConsoleLog;
 use crate::error::Result;
 use crate::virtio::Device;
 use crate::virtio::block::Block;
+use crate::virtio::fs::Fs;
 use crate::virtio::rng::Rng;
 
 /// Opens what the devices need and makes them: disks (`vda` …), network devices, vsock, shares, console, balloon, rng.
@@ -14,6 +15,9 @@ pub fn open(spec: &VmSpec, _console: &ConsoleLog) -> Result<Vec<Box<dyn Device>>
     let mut devices: Vec<Box<dyn Device>> = Vec::new();
     for disk in &spec.disks {
         devices.push(Box::new(Block::open(disk)?));
+    }
+    for share in &spec.shares {
+        devices.push(Box::new(Fs::open(share)?));
     }
     devices.push(Box::new(Rng::new()?));
     Ok(devices)

@@ -1,14 +1,16 @@
 //! A driver for tests of devices, from the guest's side: memory, queues, descriptor chains, kicks, used buffers.
 //!
 //! ```text
-//! 0x0000_1000 + q × 0x8000   queue q: descriptors, available, used        0x0010_0000 …  buffers, never reused
+//! 0x0000_1000 + q × 0x8000   queue q: descriptors, 0x4000 on available, 0x5000 on used     0x0010_0000 …  buffers, never reused
 //! ```
+//!
+//! The rings are laid out here: in virtio-queue's `MockSplitQueue` they overlap once half of them is in use.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use virtio_queue::desc::RawDescriptor;
 use virtio_queue::desc::split::Descriptor;
-use virtio_queue::mock::MockSplitQueue;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
@@ -50,8 +52,13 @@ pub struct Used {
     pub written: Vec<u8>,
 }
 
-struct DriverQueue<'a> {
-    ring: MockSplitQueue<'a, GuestMemoryMmap>,
+const AVAILABLE: u64 = 0x4000;
+const USED: u64 = 0x5000;
+/// What fits before `AVAILABLE`.
+const SIZE_MAX: u16 = 1024;
+
+struct DriverQueue {
+    base: u64,
     size: u16,
     next_descriptor: u16,
     seen: u16,
@@ -61,7 +68,7 @@ struct DriverQueue<'a> {
 /// The driver of one device.
 pub struct Driver<'a> {
     memory: &'a GuestMemoryMmap,
-    queues: Vec<DriverQueue<'a>>,
+    queues: Vec<DriverQueue>,
     kicks: Vec<EventFd>,
     /// Signalled when the device interrupts the guest.
     pub line: EventFd,
@@ -96,12 +103,8 @@ impl<'a> Driver<'a> {
         let event = || EventFd::new(libc::EFD_NONBLOCK).expect("eventfd");
         let line = event();
         let queue = |(i, size): (usize, &u16)| DriverQueue {
-            ring: MockSplitQueue::create(
-                memory,
-                GuestAddress(QUEUES + i as u64 * QUEUE_STRIDE),
-                *size,
-            ),
-            size: *size,
+            base: QUEUES + i as u64 * QUEUE_STRIDE,
+            size: (*size).min(SIZE_MAX),
             next_descriptor: 0,
             seen: 0,
             writable: Vec::new(),
@@ -120,7 +123,12 @@ impl<'a> Driver<'a> {
     /// What the transport would give the device.
     pub fn activation(&self) -> Activation {
         let queue = |q: &DriverQueue| {
-            let mut queue: Queue = q.ring.create_queue().expect("a queue");
+            let mut queue = Queue::new(q.size).expect("a power of two");
+            queue.set_size(q.size);
+            queue.set_desc_table_address(Some(q.base as u32), Some(0));
+            queue.set_avail_ring_address(Some((q.base + AVAILABLE) as u32), Some(0));
+            queue.set_used_ring_address(Some((q.base + USED) as u32), Some(0));
+            queue.set_ready(true);
             queue.set_event_idx(self.features & F_EVENT_IDX != 0);
             queue
         };
@@ -169,22 +177,19 @@ impl<'a> Driver<'a> {
                 (flags | NEXT, (index + 1) % q.size)
             };
             let descriptor = RawDescriptor::from(Descriptor::new(at.0, *len, flags, next));
-            q.ring
-                .desc_table()
-                .store(index, descriptor)
+            let slot = GuestAddress(q.base + u64::from(index) * 16);
+            self.memory
+                .write_obj(descriptor, slot)
                 .expect("a descriptor");
         }
         q.next_descriptor = (head + raw.len() as u16) % q.size;
         q.writable.retain(|(of, _)| *of != head);
         q.writable.push((head, writable));
-        let index = q.ring.avail().idx().load();
-        q.ring
-            .avail()
-            .ring()
-            .ref_at(usize::from(index % q.size))
-            .expect("a slot")
-            .store(head);
-        q.ring.avail().idx().store(index.wrapping_add(1));
+        let (available, size) = (q.base + AVAILABLE, q.size);
+        let index: u16 = self.load(available + 2);
+        let slot = available + 4 + u64::from(index % size) * 2;
+        self.store(slot, head);
+        self.store(available + 2, index.wrapping_add(1));
         head
     }
 
@@ -195,14 +200,16 @@ impl<'a> Driver<'a> {
 
     /// The next buffer that the device has used, if there is one.
     pub fn try_used(&mut self, queue: usize) -> Option<Used> {
-        let q = &mut self.queues[queue];
-        if q.ring.used().idx().load() == q.seen {
+        let q = &self.queues[queue];
+        let used = q.base + USED;
+        if self.load(used + 2) == q.seen {
             return None;
         }
-        let slot = usize::from(q.seen % q.size);
-        let element = q.ring.used().ring().ref_at(slot).expect("a slot").load();
+        let slot = used + 4 + u64::from(q.seen % q.size) * 8;
+        let (head, len): (u32, u32) = (self.load_word(slot), self.load_word(slot + 4));
+        let head = head as u16;
+        let q = &mut self.queues[queue];
         q.seen = q.seen.wrapping_add(1);
-        let (head, len) = (element.id() as u16, element.len());
         let mut written = Vec::new();
         if let Some(at) = q.writable.iter().position(|(of, _)| *of == head) {
             for (address, size) in q.writable.swap_remove(at).1 {
@@ -240,6 +247,24 @@ impl<'a> Driver<'a> {
     /// Whether the device has interrupted since this was last asked.
     pub fn interrupted(&self) -> bool {
         self.line.read().is_ok()
+    }
+
+    fn load(&self, at: u64) -> u16 {
+        self.memory
+            .load(GuestAddress(at), Ordering::Acquire)
+            .expect("a ring")
+    }
+
+    fn load_word(&self, at: u64) -> u32 {
+        self.memory
+            .load(GuestAddress(at), Ordering::Acquire)
+            .expect("a ring")
+    }
+
+    fn store(&self, at: u64, value: u16) {
+        self.memory
+            .store(value, GuestAddress(at), Ordering::Release)
+            .expect("a ring");
     }
 
     fn buffer(&mut self, len: usize) -> GuestAddress {
