@@ -8,6 +8,7 @@ use crate::virtio::Device;
 use crate::virtio::block::Block;
 use crate::virtio::fs::Fs;
 use crate::virtio::rng::Rng;
+use crate::virtio::vsock::Vsock;
 
 /// Opens what the devices need and makes them: disks (`vda` …), network devices, vsock, shares, console, balloon, rng.
 /// `console` is where output of the guest goes.
@@ -15,6 +16,9 @@ pub fn open(spec: &VmSpec, _console: &ConsoleLog) -> Result<Vec<Box<dyn Device>>
     let mut devices: Vec<Box<dyn Device>> = Vec::new();
     for disk in &spec.disks {
         devices.push(Box::new(Block::open(disk)?));
+    }
+    if let Some(vsock) = &spec.vsock {
+        devices.push(Box::new(Vsock::open(vsock)?));
     }
     for share in &spec.shares {
         devices.push(Box::new(Fs::open(share)?));

@@ -16,9 +16,12 @@ mod chain;
 pub mod fs;
 pub mod rate;
 pub mod rng;
+mod slices;
+mod sys;
 #[cfg(test)]
 pub mod testing;
 mod transport;
+pub mod vsock;
 
 pub use transport::{MMIO_LEN, QUEUE_NOTIFY, Transport};
 
@@ -44,8 +47,7 @@ pub const BLOCK: u32 = 2;
 
 /// A device, as the transport sees it.
 ///
-/// `activate` and `stop` alternate. A pause is a stop, a resume activates it again with what `stop` gave back, a reset
-/// is a stop whose result is dropped.
+/// `activate` and `stop` alternate. A pause is a stop, a resume activates it again with what `stop` gave back.
 pub trait Device: Send {
     /// Device type (virtio 1.2, section 5).
     fn kind(&self) -> u32;
@@ -66,6 +68,10 @@ pub trait Device: Send {
     /// Stop working before returning; requests in flight are completed or left in the queue. Gives back what `activate`
     /// was given, queues as they stand; `None` when it was not active.
     fn stop(&mut self) -> Option<Activation>;
+    /// The driver begins anew: stop, and forget what belonged to it.
+    fn reset(&mut self) {
+        drop(self.stop());
+    }
     /// What it must remember across a snapshot, beside queues and features. Called while it is stopped.
     fn save(&self) -> Value {
         Value::Null
@@ -106,6 +112,15 @@ pub enum Changed {
     Nothing,
     /// The configuration space: the transport raises the interrupt and counts the generation.
     Config,
+}
+
+/// Reads a configuration space that is these bytes.
+pub fn read_config_bytes(config: &[u8], offset: u64, data: &mut [u8]) {
+    let from = usize::try_from(offset)
+        .unwrap_or(usize::MAX)
+        .min(config.len());
+    let len = data.len().min(config.len() - from);
+    data[..len].copy_from_slice(&config[from..from + len]);
 }
 
 /// What a device is given when its driver is ready.

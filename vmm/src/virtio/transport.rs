@@ -297,7 +297,7 @@ impl State {
     }
 
     fn reset(&mut self, interrupt: &Interrupt) {
-        drop(self.device.stop());
+        self.device.reset();
         self.queues = fresh_queues(self.device.as_ref());
         interrupt.acknowledge(u32::MAX);
         self.status = 0;

@@ -1,0 +1,257 @@
+//! The device's thread: moves packets between the guest's queues and the muxer.
+//!
+//! ```text
+//! tx queue ──▶ header, checked ──▶ Muxer::take          a full muxer leaves them in the queue
+//! rx queue ◀── header and data ◀── Muxer::give            no buffer: hosts' sockets are not read
+//! event queue ◀── TRANSPORT_RESET, once, after a restore
+//! ```
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::time::Instant;
+
+use virtio_queue::{Queue, QueueT};
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::epoll::{ControlOperation, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::muxer::Muxer;
+use super::packet::{HEADER_LEN, Header};
+use crate::error::{Error, Result};
+use crate::virtio::chain::{self, Popped};
+use crate::virtio::slices::Slices;
+use crate::virtio::{Activation, Interrupt};
+
+const RX: usize = 0;
+const TX: usize = 1;
+const EVENT: usize = 2;
+/// The token of the worker's stop; the kicks have their queues' numbers.
+const STOP: u64 = 3;
+/// Packets in one direction before the other one, and the hosts, get a turn.
+const TURN: usize = 256;
+/// Descriptors of a packet: Linux uses one or two.
+const CHAIN_MAX: usize = 64;
+/// `VIRTIO_VSOCK_EVENT_TRANSPORT_RESET`.
+const TRANSPORT_RESET: [u8; 4] = 0u32.to_le_bytes();
+
+/// What the device's thread owns.
+pub struct Work {
+    /// The connections.
+    pub muxer: Muxer,
+    /// Memory, queues, kicks, interrupt.
+    pub activation: Activation,
+    /// The guest has not been told yet that its connections are gone.
+    pub owes_transport_reset: bool,
+}
+
+impl Work {
+    /// Serves until `stop` is signalled.
+    pub fn run(&mut self, stop: &EventFd) -> Result<()> {
+        let epoll = |e| Error::io("the vsock device's epoll")(e);
+        self.control(stop, || ControlOperation::Add)
+            .map_err(epoll)?;
+        let served = self.serve();
+        self.control(stop, || ControlOperation::Delete)
+            .map_err(epoll)?;
+        served
+    }
+
+    fn control(&self, stop: &EventFd, operation: fn() -> ControlOperation) -> io::Result<()> {
+        let kicks = self.activation.kicks.iter().zip(0..STOP);
+        for (event, token) in kicks.chain([(stop, STOP)]) {
+            let interest = EpollEvent::new(EventSet::IN, token);
+            let epoll = self.muxer.epoll();
+            epoll.ctl(operation(), event.as_raw_fd(), interest)?;
+        }
+        Ok(())
+    }
+
+    fn serve(&mut self) -> Result<()> {
+        // whoever waits for a connection from the guest is known before the guest's packets are looked at
+        for _ in 0..2 * TURN {
+            match self.wait(Some(0))? {
+                Woken::Stop => return Ok(()),
+                Woken::Nothing => break,
+                Woken::Events => {}
+            }
+        }
+        loop {
+            let more = self.turn()?;
+            let timeout_ms = match self.muxer.alarm() {
+                _ if more => Some(0),
+                Some(alarm) => {
+                    let left = alarm.saturating_duration_since(Instant::now());
+                    Some(left.as_millis().min(60_000) as i32 + 1)
+                }
+                None => None,
+            };
+            if let Woken::Stop = self.wait(timeout_ms)? {
+                return Ok(());
+            }
+            self.muxer.expire(Instant::now());
+        }
+    }
+
+    fn wait(&mut self, timeout_ms: Option<i32>) -> Result<Woken> {
+        let mut events = [EpollEvent::default(); 64];
+        let count = match self
+            .muxer
+            .epoll()
+            .wait(timeout_ms.unwrap_or(-1), &mut events)
+        {
+            Ok(count) => count,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => return Ok(Woken::Events),
+            Err(e) => return Err(Error::io("the vsock device's epoll")(e)),
+        };
+        let now = Instant::now();
+        for event in &events[..count] {
+            match event.data() {
+                STOP => return Ok(Woken::Stop),
+                token @ ..STOP => drop(self.activation.kicks[token as usize].read()),
+                token => self.muxer.happened(token, event.event_set(), now),
+            }
+        }
+        Ok(if count == 0 {
+            Woken::Nothing
+        } else {
+            Woken::Events
+        })
+    }
+
+    /// Moves what can be moved; whether there was more than fits into one turn.
+    fn turn(&mut self) -> Result<bool> {
+        if self.owes_transport_reset {
+            self.tell_transport_reset()?;
+        }
+        let more_tx = self.transmit()?;
+        let more_rx = self.receive()?;
+        Ok(more_tx || more_rx)
+    }
+
+    /// The guest's packets; whether some are left although they could be taken.
+    fn transmit(&mut self) -> Result<bool> {
+        let Activation {
+            memory,
+            queues,
+            interrupt,
+            ..
+        } = &mut self.activation;
+        let Some(queue) = queues.get_mut(TX).filter(|q| q.ready()) else {
+            return Ok(false);
+        };
+        let mut taken = 0;
+        while taken < TURN && !self.muxer.is_full() {
+            let Some(chain) = chain::pop(queue, memory, CHAIN_MAX)? else {
+                if queue.enable_notification(memory).map_err(chain::broken)? {
+                    continue;
+                }
+                break;
+            };
+            taken += 1;
+            let head = match chain {
+                Popped::Chain(chain) => {
+                    let mut header = Slices::new(&chain.readable, memory)?;
+                    let payload = header.split_off(HEADER_LEN);
+                    let mut bytes = [0; HEADER_LEN];
+                    if header.copy_to(&mut bytes) == HEADER_LEN {
+                        self.muxer.take(&Header::parse(&bytes), payload);
+                    }
+                    chain.head
+                }
+                Popped::Malformed(head) => head,
+            };
+            queue.add_used(memory, head, 0).map_err(chain::broken)?;
+        }
+        if taken > 0 {
+            notify(queue, memory, interrupt)?;
+        }
+        Ok(taken == TURN)
+    }
+
+    /// Packets for the guest; whether some are left although there may be buffers for them, or refusals that have left made
+    /// room for packets of the guest.
+    fn receive(&mut self) -> Result<bool> {
+        let Activation {
+            memory,
+            queues,
+            interrupt,
+            ..
+        } = &mut self.activation;
+        let Some(queue) = queues.get_mut(RX).filter(|q| q.ready()) else {
+            return Ok(false);
+        };
+        let was_full = self.muxer.is_full();
+        let now = Instant::now();
+        let mut used = 0;
+        while used < TURN && self.muxer.has_packet() {
+            let Some(chain) = chain::pop(queue, memory, CHAIN_MAX)? else {
+                if queue.enable_notification(memory).map_err(chain::broken)? {
+                    continue;
+                }
+                break;
+            };
+            let (head, len) = match chain {
+                Popped::Chain(chain) if chain.writable.len() >= HEADER_LEN as u64 => {
+                    let mut header = Slices::new(&chain.writable, memory)?;
+                    let payload = header.split_off(HEADER_LEN);
+                    let Some(packet) = self.muxer.give(&payload, now) else {
+                        chain::unpop(queue);
+                        break;
+                    };
+                    header.copy_from(&packet.bytes());
+                    (chain.head, HEADER_LEN as u32 + packet.len)
+                }
+                Popped::Chain(chain) => (chain.head, 0),
+                Popped::Malformed(head) => (head, 0),
+            };
+            used += 1;
+            queue.add_used(memory, head, len).map_err(chain::broken)?;
+        }
+        if used > 0 {
+            notify(queue, memory, interrupt)?;
+        }
+        Ok(used == TURN || (was_full && !self.muxer.is_full()))
+    }
+
+    fn tell_transport_reset(&mut self) -> Result<()> {
+        let Activation {
+            memory,
+            queues,
+            interrupt,
+            ..
+        } = &mut self.activation;
+        let Some(queue) = queues.get_mut(EVENT).filter(|q| q.ready()) else {
+            return Ok(());
+        };
+        while let Some(chain) = chain::pop(queue, memory, CHAIN_MAX)? {
+            let (head, len) = match chain {
+                Popped::Chain(chain) => {
+                    let written = chain.writable.write(memory, &TRANSPORT_RESET);
+                    (chain.head, written)
+                }
+                Popped::Malformed(head) => (head, 0),
+            };
+            queue
+                .add_used(memory, head, len as u32)
+                .map_err(chain::broken)?;
+            if len == TRANSPORT_RESET.len() {
+                self.owes_transport_reset = false;
+                return notify(queue, memory, interrupt);
+            }
+        }
+        Ok(())
+    }
+}
+
+enum Woken {
+    Stop,
+    Nothing,
+    Events,
+}
+
+fn notify(queue: &mut Queue, memory: &GuestMemoryMmap, interrupt: &Interrupt) -> Result<()> {
+    if queue.needs_notification(memory).map_err(chain::broken)? {
+        interrupt.used()?;
+    }
+    Ok(())
+}
