@@ -8,6 +8,9 @@
 //!    exits/PROCESS.json          an ExitStatus per ended process, written before anyone is told
 //!    rootfs/                     where the root file system is mounted, in the shim's mount namespace only
 //!    binds/N                     bind mounts that share propagation with the host, likewise
+//!    console.log                 of a virtual machine: what its kernel and its agent said
+//!    vm/vsock.sock               likewise: where the VMM's socket device listens
+//!    vm/root/                    likewise: the VMM's empty root directory
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -26,6 +29,15 @@ pub const EXITS: &str = "exits";
 pub const ROOTFS: &str = "rootfs";
 /// Mount points of bind mounts that share propagation.
 pub const BINDS: &str = "binds";
+
+/// What a virtual machine's console said.
+pub const CONSOLE: &str = "console.log";
+/// A virtual machine's own directory.
+pub const VM: &str = "vm";
+/// The socket of its socket device.
+pub const VM_SOCKET: &str = "vm/vsock.sock";
+/// The empty root directory of its VMM.
+pub const VM_ROOT: &str = "vm/root";
 
 /// The exit record of a process.
 pub fn exit_record(dir: &Path, process: &str) -> PathBuf {

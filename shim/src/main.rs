@@ -2,12 +2,13 @@
 //!
 //! ```text
 //!   caisson-shim --dir EXEC-ROOT/sandboxes/ID             standard input: the listening socket, if not to be made here
+//!   caisson-shim --dir EXEC-ROOT/sandboxes/ID --vm        the same for a sandbox in a virtual machine
 //!   caisson-shim --dir EXEC-ROOT/sandboxes/ID --cleanup   after a killed shim
 //! ```
 //!
-//! It is `supervisor` with the host around it: a mount namespace, log files, exit records. It belongs to no terminal,
+//! For a container it is `supervisor` with the host around it: a mount namespace, log files, exit records. It belongs to no terminal,
 //! ignores every signal that is not meant to end it for good, and ends when its sandbox has been destroyed. When it is
-//! killed its first process dies with it.
+//! killed its first process dies with it. For a virtual machine see [`vm`].
 //!
 //! Must not know: Docker's API, images, tokio.
 
@@ -16,6 +17,7 @@ mod host;
 mod json_log;
 mod mounts;
 mod records;
+mod vm;
 
 use std::ffi::OsString;
 use std::fs;
@@ -32,7 +34,7 @@ use caisson_supervisor::Supervisor;
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::sys::socket::{getsockopt, sockopt::AcceptConn};
 
-const USAGE: &str = "usage: caisson-shim --dir DIRECTORY [--cleanup]\n\nStarted by the caisson daemon, one per container.";
+const USAGE: &str = "usage: caisson-shim --dir DIRECTORY [--vm | --cleanup]\n\nStarted by the caisson daemon, one per container.";
 
 fn main() -> ExitCode {
     match run() {
@@ -47,10 +49,11 @@ fn main() -> ExitCode {
 struct Arguments {
     dir: PathBuf,
     cleanup: bool,
+    vm: bool,
 }
 
 fn parse(mut arguments: impl Iterator<Item = OsString>) -> anyhow::Result<Option<Arguments>> {
-    let (mut dir, mut cleanup) = (None, false);
+    let (mut dir, mut cleanup, mut vm) = (None, false, false);
     while let Some(argument) = arguments.next() {
         match argument.to_str() {
             Some("--dir") => {
@@ -59,6 +62,7 @@ fn parse(mut arguments: impl Iterator<Item = OsString>) -> anyhow::Result<Option
                 ))
             }
             Some("--cleanup") => cleanup = true,
+            Some("--vm") => vm = true,
             Some("--help" | "-h") => {
                 println!("{USAGE}");
                 return Ok(None);
@@ -76,7 +80,7 @@ fn parse(mut arguments: impl Iterator<Item = OsString>) -> anyhow::Result<Option
     if !dir.is_absolute() {
         bail!("{} is not an absolute path", dir.display());
     }
-    Ok(Some(Arguments { dir, cleanup }))
+    Ok(Some(Arguments { dir, cleanup, vm }))
 }
 
 fn run() -> anyhow::Result<()> {
@@ -94,6 +98,9 @@ fn run() -> anyhow::Result<()> {
     }
     become_daemon()?;
     let listener = take_listener(&arguments)?;
+    if arguments.vm {
+        return vm::run(listener, arguments.dir).context("cannot serve the virtual machine");
+    }
     mounts::enter_namespace()?;
     let host = host::SandboxDir { dir: arguments.dir };
     Supervisor::new(listener, Box::new(host))

@@ -1,0 +1,549 @@
+//! One VMM process: made from a plan, watched to its end, always taken back.
+//!
+//! ```text
+//!   DIR/vm/vsock.sock     the socket device's listener, opened here, inherited by the VMM
+//!   DIR/vm/root/          empty: the VMM's root directory
+//!   DIR/console.log       what the guest's kernel and agent said, bounded by the VMM
+//!
+//!   start ─▶ (cgroup, VMM in it) ─▶ await_ready ─▶ … ─▶ it ends, or stop, or kill ─▶ end ─▶ release
+//! ```
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use caisson_jail::cgroup::Cgroup;
+use caisson_protocol::layout::{CONSOLE, VM, VM_ROOT, VM_SOCKET};
+use caisson_protocol::vmm::{
+    AssistMode, Confinement, Disk, RateLimits, Resource, VmEnd, VmSpec, VmStats, VmmOutcome,
+    VmmRequest, VmmRequestFrame, VmmResponse, VmmResponseFrame, Vsock,
+};
+use caisson_protocol::{Error, ErrorKind, FrameDecoder, VmSetup, decode, encode};
+use caisson_supervisor::jail_error;
+
+use super::calls::{Calls, Lost};
+use super::plan::{COMMAND_LINE, DISKS, Plan};
+use super::{agent, short, sys};
+
+/// Only the guest sees it.
+const GUEST_CID: u32 = 3;
+
+/// A VMM answers at once, whatever its guest does.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// From the VM's end to that of its process.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What of the console goes into an error message.
+const CONSOLE_TAIL_BYTES: usize = 1500;
+
+/// Users that no system hands out: every VMM is one of its own.
+const FIRST_UID: u32 = 0x7000_0000;
+const UIDS: u32 = 0x0fff_ffff;
+
+/// How a machine ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct End {
+    /// Why, for people.
+    pub why: String,
+    /// The guest's own doing, or as it was told.
+    pub orderly: bool,
+    /// The host's kernel killed the VMM for want of memory.
+    pub oom_killed: bool,
+}
+
+/// One VMM.
+pub struct Machine {
+    pub pid: i32,
+    pub memory_bytes: u64,
+    dir: PathBuf,
+    cgroup: Cgroup,
+    calls: Arc<Calls<VmmOutcome>>,
+    ending: Arc<Ending>,
+}
+
+#[derive(Default)]
+struct Ending {
+    end: Mutex<Option<End>>,
+    changed: Condvar,
+}
+
+/// What a machine is made of besides the plan.
+pub struct Parts<'a> {
+    pub id: &'a str,
+    pub dir: &'a Path,
+    pub cgroup: Cgroup,
+    pub setup: &'a VmSetup,
+    /// The container image's and the scratch disk's files.
+    pub image: &'a Path,
+    pub scratch: &'a Path,
+}
+
+impl Machine {
+    /// Starts the VMM and hands it its spec. To be called by a thread that lives as long as the process, for the VMM dies
+    /// with it. On `Err` no process is left; the cgroup and the directory are the caller's to remove.
+    pub fn start(parts: Parts<'_>, plan: &Plan) -> Result<Self, Error> {
+        let Parts {
+            id,
+            dir,
+            cgroup,
+            setup,
+            image,
+            scratch,
+        } = parts;
+        make_dirs(dir)?;
+        cgroup.create(Some(&plan.host)).map_err(jail_error)?;
+        let mut inherited = Inherited::default();
+        let console = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            .open(dir.join(CONSOLE))
+            .map_err(|e| failed("cannot open the console's file", e))?;
+        let listener = short::listen(&dir.join(VM_SOCKET))
+            .map_err(|e| failed("cannot listen for the socket device", e))?;
+        let files: [(&Path, bool, Option<RateLimits>); 3] = [
+            (&setup.agent, true, None),
+            (image, true, plan.image_rate),
+            (scratch, false, plan.scratch_rate),
+        ];
+        let mut disks = Vec::new();
+        for ((path, read_only, rate), (serial, _)) in files.into_iter().zip(DISKS) {
+            disks.push(Disk {
+                file: inherited.open(path, read_only)?,
+                serial: serial.into(),
+                read_only,
+                rate,
+                queues: None,
+            });
+        }
+        let (ours, theirs) =
+            UnixStream::pair().map_err(|e| failed("cannot make a socket pair", e))?;
+        let spec = VmSpec {
+            id: id.into(),
+            vcpus: plan.vcpus,
+            memory_bytes: plan.memory_bytes,
+            kernel: inherited.open(&setup.kernel, true)?,
+            initramfs: None,
+            command_line: COMMAND_LINE.into(),
+            disks,
+            nets: Vec::new(),
+            shares: Vec::new(),
+            vsock: Some(Vsock {
+                guest_cid: GUEST_CID,
+                listener: inherited.add(listener.into()),
+            }),
+            console: Some(inherited.add(console.into())),
+            console_limit_bytes: None,
+            assist: if setup.emulated {
+                AssistMode::On
+            } else {
+                AssistMode::Auto
+            },
+            restore: None,
+            confinement: Some(confinement(id, dir)),
+            boot_timing: false,
+        };
+        let control = inherited.keep(theirs.into());
+
+        let mut command = Command::new(&setup.vmm);
+        command
+            .arg("--control")
+            .arg(control.to_string())
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        let entrance = cgroup.entrance().map_err(jail_error)?;
+        sys::prepare_child(&mut command, entrance, inherited.numbers());
+        let child = command.spawn().map_err(|e| {
+            let what = format!("cannot start the VMM {}", setup.vmm.display());
+            Error::new(ErrorKind::HostUnfit, format!("{what}: {e}"))
+        })?;
+        drop(command);
+        drop(inherited);
+
+        let machine = Machine {
+            pid: child.id() as i32,
+            memory_bytes: plan.memory_bytes,
+            dir: dir.to_path_buf(),
+            cgroup,
+            calls: Self::speak(&spec, ours, child.id())?,
+            ending: Arc::default(),
+        };
+        machine.watch(child)?;
+        Ok(machine)
+    }
+
+    /// Hands the spec over; from then on there are only requests.
+    fn speak(
+        spec: &VmSpec,
+        mut control: UnixStream,
+        pid: u32,
+    ) -> Result<Arc<Calls<VmmOutcome>>, Error> {
+        let frame = encode(spec).map_err(|e| failed("the machine cannot be described", e))?;
+        // A VMM that has ended already is found out by its end.
+        if let Err(error) = control.write_all(&frame) {
+            tracing::warn!(pid, %error, "the VMM does not take its spec");
+        }
+        let understand = |frame: &[u8]| {
+            let VmmResponseFrame { id, outcome } = decode(frame)?;
+            Ok((id, outcome))
+        };
+        // What it means is told by the process' end.
+        let ended = || {};
+        Calls::start(control, FrameDecoder::default(), understand, ended)
+            .map_err(|e| failed("cannot speak with the VMM", e))
+    }
+
+    /// Follows the process to its end. Without a control connection it ends by itself.
+    fn watch(&self, mut child: Child) -> Result<(), Error> {
+        let (calls, ending, cgroup) = (
+            Arc::clone(&self.calls),
+            Arc::clone(&self.ending),
+            self.cgroup.clone(),
+        );
+        super::spawn("vmm", move || {
+            let said = match calls.call(|id| request_frame(id, VmmRequest::Wait), None) {
+                Ok(VmmOutcome::Ok(VmmResponse::Ended(end))) => Some(end),
+                _ => None,
+            };
+            calls.close();
+            let status = reap(&mut child);
+            let oom_killed = cgroup.oom_kills().is_ok_and(|kills| kills > 0);
+            let end = end_of(said, status, oom_killed);
+            *ending.lock() = Some(end);
+            ending.changed.notify_all();
+        })
+        .map(drop)
+        .map_err(|e| failed("cannot watch the VMM", e))
+    }
+
+    /// Where its socket device listens.
+    pub fn vsock(&self) -> PathBuf {
+        self.dir.join(VM_SOCKET)
+    }
+
+    /// Waits until the agent is ready, or the machine has ended, or the time is over.
+    pub fn await_ready(&self, timeout: Duration) -> Result<(), Error> {
+        let vsock = self.vsock();
+        let ending = Arc::clone(&self.ending);
+        let heard = Arc::new(Mutex::new(None));
+        let hello = Arc::clone(&heard);
+        super::spawn("hello", move || {
+            let result = agent::await_hello(&vsock, timeout);
+            *hello.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
+            drop(ending.lock());
+            ending.changed.notify_all();
+        })
+        .map_err(|e| failed("cannot wait for the agent", e))?;
+        let give_up_at = Instant::now() + timeout;
+        let mut end = self.ending.lock();
+        loop {
+            if end.is_some() {
+                return Err(self.boot_error(end.clone()));
+            }
+            let said = heard.lock().unwrap_or_else(PoisonError::into_inner).take();
+            match said {
+                Some(Ok(())) => return Ok(()),
+                // The socket goes when the machine does: the end says more.
+                Some(Err(error)) => {
+                    drop(end);
+                    let end = self.end(EXIT_TIMEOUT);
+                    let mut told = self.boot_error(end);
+                    told.message = format!("{} ({error})", told.message);
+                    return Err(told);
+                }
+                None => {}
+            }
+            let left = give_up_at.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                drop(end);
+                return Err(self.boot_error(None));
+            }
+            end = self
+                .ending
+                .changed
+                .wait_timeout(end, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    /// Why a machine did not come up, with what its guest said last.
+    fn boot_error(&self, end: Option<End>) -> Error {
+        let why = end.map_or_else(
+            || "its agent does not say that it is ready".to_string(),
+            |end| end.why,
+        );
+        let console = console_tail(&self.dir);
+        let said = if console.is_empty() {
+            String::new()
+        } else {
+            format!("; its console ends with: {console}")
+        };
+        Error::new(
+            ErrorKind::Internal,
+            format!("the container's virtual machine did not start: {why}{said}"),
+        )
+    }
+
+    /// Waits for the machine's end, but not longer than this.
+    pub fn end(&self, timeout: Duration) -> Option<End> {
+        let end = self.ending.lock();
+        let result = self
+            .ending
+            .changed
+            .wait_timeout_while(end, timeout, |end| end.is_none());
+        result.unwrap_or_else(PoisonError::into_inner).0.clone()
+    }
+
+    /// Waits for the machine's end.
+    pub fn wait(&self) -> End {
+        loop {
+            if let Some(end) = self.end(Duration::from_secs(3600)) {
+                return end;
+            }
+        }
+    }
+
+    /// The VMM's counters.
+    pub fn stats(&self) -> Option<VmStats> {
+        let frame = |id| request_frame(id, VmmRequest::Stats);
+        match self.calls.call(frame, Some(ANSWER_TIMEOUT)) {
+            Ok(VmmOutcome::Ok(VmmResponse::Stats(stats))) => Some(*stats),
+            _ => None,
+        }
+    }
+
+    /// Ends the machine, by request or, if that does not help, by force. Nothing of it runs afterwards.
+    pub fn stop(&self) {
+        let frame = |id| request_frame(id, VmmRequest::Stop);
+        let told = self.calls.call(frame, Some(ANSWER_TIMEOUT));
+        if matches!(told, Ok(_) | Err(Lost::Ended)) && self.end(EXIT_TIMEOUT).is_some() {
+            return;
+        }
+        self.kill();
+    }
+
+    fn kill(&self) {
+        if let Err(error) = self.cgroup.kill() {
+            tracing::error!(%error, "the VMM cannot be killed");
+        }
+        if self.end(EXIT_TIMEOUT).is_none() {
+            tracing::error!(
+                pid = self.pid,
+                "the VMM does not end although it was killed"
+            );
+        }
+    }
+}
+
+/// Takes back what a machine left on the host. Idempotent.
+pub fn release(dir: &Path, cgroup: &Cgroup) -> Result<(), Error> {
+    cgroup.kill().map_err(jail_error)?;
+    cgroup.remove().map_err(jail_error)?;
+    match fs::remove_dir_all(dir.join(VM)) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(failed("cannot remove the machine's directory", e))
+        }
+        _ => Ok(()),
+    }
+}
+
+impl Ending {
+    fn lock(&self) -> MutexGuard<'_, Option<End>> {
+        self.end.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn request_frame(id: u64, request: VmmRequest) -> Result<Vec<u8>, caisson_protocol::ProtocolError> {
+    encode(&VmmRequestFrame { id, request })
+}
+
+/// Waits for a process whose machine has ended; one that stays is killed.
+fn reap(child: &mut Child) -> Option<ExitStatus> {
+    let give_up_at = Instant::now() + EXIT_TIMEOUT;
+    while Instant::now() < give_up_at {
+        match child.try_wait() {
+            Ok(Some(status)) => return Some(status),
+            Ok(None) => std::thread::sleep(Duration::from_millis(2)),
+            Err(_) => return None,
+        }
+    }
+    let _ = child.kill();
+    child.wait().ok()
+}
+
+/// How the machine ended, from what the VMM said and how its process did.
+fn end_of(said: Option<VmEnd>, status: Option<ExitStatus>, oom_killed: bool) -> End {
+    let orderly = matches!(said, Some(VmEnd::Reset | VmEnd::Stopped));
+    let oom_killed = oom_killed && said.is_none();
+    let why = match (said, status) {
+        (Some(VmEnd::Reset), _) => "its guest ended".into(),
+        (Some(VmEnd::Stopped), _) => "it was stopped".into(),
+        (Some(VmEnd::Panicked(console)), _) => {
+            format!("the guest's kernel panicked: {}", printable(&console))
+        }
+        (Some(VmEnd::Failed(why)), _) => printable(&why),
+        (None, _) if oom_killed => {
+            "the host's kernel killed its VMM for want of memory: the host, or a limit around the container, has too little".into()
+        }
+        (None, Some(status)) => match status.signal() {
+            Some(signal) => format!("its VMM was ended by signal {signal}"),
+            None => format!("its VMM ended with {status}"),
+        },
+        (None, None) => "its VMM ended".into(),
+    };
+    End {
+        why,
+        orderly,
+        oom_killed,
+    }
+}
+
+/// The end of the console, fit for a message.
+fn console_tail(dir: &Path) -> String {
+    let mut said = Vec::new();
+    let read = File::open(dir.join(CONSOLE)).and_then(|file| {
+        // The VMM bounds the file; this bounds what is believed of that.
+        file.take(4 << 20).read_to_end(&mut said)
+    });
+    if read.is_err() {
+        return String::new();
+    }
+    let tail = &said[said.len().saturating_sub(CONSOLE_TAIL_BYTES)..];
+    printable(&String::from_utf8_lossy(tail))
+}
+
+/// A guest's words in one line, without anything that a terminal would obey.
+fn printable(text: &str) -> String {
+    let clean = |c: char| if c.is_control() { ' ' } else { c };
+    let lines: Vec<String> = text
+        .lines()
+        .map(|line| {
+            line.chars()
+                .map(clean)
+                .collect::<String>()
+                .trim()
+                .to_string()
+        })
+        .filter(|line| !line.is_empty())
+        .collect();
+    lines.join("; ")
+}
+
+/// Makes the machine's directory with an empty root in it, ours alone.
+fn make_dirs(dir: &Path) -> Result<(), Error> {
+    for (name, mode) in [(VM, 0o700), (VM_ROOT, 0o755)] {
+        let path = dir.join(name);
+        fs::DirBuilder::new()
+            .mode(mode)
+            .create(&path)
+            .map_err(|e| failed(&format!("cannot make {}", path.display()), e))?;
+    }
+    Ok(())
+}
+
+fn confinement(id: &str, dir: &Path) -> Confinement {
+    // Ids are random; the same user for two VMMs would only weaken a wall behind the wall.
+    let number = u32::from_str_radix(id.get(..7).unwrap_or_default(), 16).unwrap_or(0);
+    let user = FIRST_UID + number % UIDS;
+    Confinement {
+        uid: user,
+        gid: user,
+        root: dir.join(VM_ROOT),
+    }
+}
+
+/// Descriptors that a child gets, open until it has them.
+#[derive(Default)]
+struct Inherited {
+    fds: Vec<OwnedFd>,
+}
+
+impl Inherited {
+    fn keep(&mut self, fd: OwnedFd) -> RawFd {
+        let number = fd.as_raw_fd();
+        self.fds.push(fd);
+        number
+    }
+
+    fn add(&mut self, fd: OwnedFd) -> Resource {
+        Resource::Fd(self.keep(fd))
+    }
+
+    fn open(&mut self, path: &Path, read_only: bool) -> Result<Resource, Error> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(!read_only)
+            .open(path)
+            .map_err(|e| failed(&format!("cannot open {}", path.display()), e))?;
+        Ok(self.add(file.into()))
+    }
+
+    fn numbers(&self) -> Vec<RawFd> {
+        self.fds.iter().map(AsRawFd::as_raw_fd).collect()
+    }
+}
+
+fn failed(what: &str, why: impl std::fmt::Display) -> Error {
+    Error::new(ErrorKind::Internal, format!("{what}: {why}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_end_is_told_apart() {
+        let killed = Some(ExitStatus::from_raw(9));
+        for (said, status, oom, word, orderly, oom_killed) in [
+            (Some(VmEnd::Reset), None, false, "guest ended", true, false),
+            (
+                Some(VmEnd::Panicked("a\nKernel panic\x1b[0m".into())),
+                None,
+                false,
+                "Kernel panic",
+                false,
+                false,
+            ),
+            (None, killed, false, "signal 9", false, false),
+            (None, killed, true, "want of memory", false, true),
+            (Some(VmEnd::Stopped), None, true, "stopped", true, false),
+            (
+                None,
+                Some(ExitStatus::from_raw(0x100)),
+                false,
+                "exit status: 1",
+                false,
+                false,
+            ),
+        ] {
+            let end = end_of(said, status, oom);
+            assert!(
+                end.why.contains(word) && !end.why.contains('\x1b'),
+                "{}",
+                end.why
+            );
+            assert_eq!(
+                (end.orderly, end.oom_killed),
+                (orderly, oom_killed),
+                "{word}"
+            );
+        }
+    }
+
+    #[test]
+    fn every_vmm_is_a_user_of_its_own() {
+        let uid = |id: &str| confinement(id, Path::new("/d")).uid;
+        assert_ne!(uid("0000001aaaa"), uid("0000002aaaa"));
+        assert!(uid("fffffff") >= FIRST_UID && uid("nonsense") == FIRST_UID);
+    }
+}

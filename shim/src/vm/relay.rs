@@ -1,0 +1,159 @@
+//! Serving one client connection: requests are answered here or by the agent, streams are passed through.
+//!
+//! ```text
+//!   client ── Hello, requests ──▶ one thread a request ──▶ sandbox.rs ──▶ answer
+//!   client ── Hello, attach / *_path ──▶ a connection with the agent of its own; from then on bytes both ways,
+//!                                        64 KiB at a time, each side waiting for the other
+//! ```
+
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use caisson_protocol::{
+    Error, ErrorKind, FrameDecoder, GENERATION, Hello, Request, RequestFrame, decode, encode,
+};
+
+use super::Shim;
+use super::agent::read_frame;
+use super::client::Client;
+
+/// More requests at a time than any daemon makes; beyond them a connection is not read on.
+const MAX_REQUESTS: usize = 256;
+
+static REQUESTS: AtomicUsize = AtomicUsize::new(0);
+
+/// Serves a connection to its end.
+pub fn serve(shim: &Arc<Shim>, stream: UnixStream) -> io::Result<()> {
+    let client = Arc::new(Client::new(stream.try_clone()?)?);
+    let result = requests(shim, stream, &client);
+    client.leave();
+    match result {
+        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(()),
+        other => other,
+    }
+}
+
+fn requests(shim: &Arc<Shim>, mut stream: UnixStream, client: &Arc<Client>) -> io::Result<()> {
+    let mut decoder = FrameDecoder::default();
+    let hello: Hello = decode(&read_frame(&mut stream, &mut decoder)?).map_err(io::Error::other)?;
+    client.send(&Hello {
+        generation: GENERATION,
+        version: env!("CARGO_PKG_VERSION").into(),
+        pid: Some(std::process::id() as i32),
+    });
+    if hello.generation != GENERATION {
+        return Ok(());
+    }
+    let mut fresh = true;
+    loop {
+        let frame = read_frame(&mut stream, &mut decoder)?;
+        let RequestFrame { id, request } = decode(&frame).map_err(io::Error::other)?;
+        let first = std::mem::replace(&mut fresh, false);
+        if !request.takes_connection() {
+            handle(shim, client, id, request);
+        } else if first {
+            return pass_through(shim, stream, client, decoder, RequestFrame { id, request });
+        } else {
+            let message = "this request must be the first of its connection";
+            client.answer(id, Err(Error::new(ErrorKind::Invalid, message)));
+        }
+    }
+}
+
+/// Takes one request; it is answered when it is done.
+fn handle(shim: &Arc<Shim>, client: &Arc<Client>, id: u64, request: Request) {
+    if let Request::Wait(request) = request {
+        return match shim.sandbox.made() {
+            Ok(_) => shim.sandbox.processes.wait(&request.process, client, id),
+            Err(error) => client.answer(id, Err(error)),
+        };
+    }
+    let (shim, client) = (Arc::clone(shim), Arc::clone(client));
+    let answer = move || {
+        let (creates, destroys) = (
+            matches!(request, Request::Create(_)),
+            matches!(request, Request::Destroy(_)),
+        );
+        let result = shim.perform(request);
+        let over = match &result {
+            Ok(_) => destroys,
+            Err(_) => creates && !shim.sandbox.is_used(),
+        };
+        client.answer(id, result);
+        if over {
+            shim.leave();
+        }
+    };
+    if REQUESTS.fetch_add(1, Ordering::Relaxed) >= MAX_REQUESTS {
+        answer();
+        REQUESTS.fetch_sub(1, Ordering::Relaxed);
+        return;
+    }
+    let spawned = super::spawn("request", move || {
+        answer();
+        REQUESTS.fetch_sub(1, Ordering::Relaxed);
+    });
+    if let Err(error) = spawned {
+        REQUESTS.fetch_sub(1, Ordering::Relaxed);
+        tracing::error!(%error, "a request cannot be taken");
+    }
+}
+
+/// Opens a connection with the agent, repeats the request there and becomes a pipe.
+fn pass_through(
+    shim: &Arc<Shim>,
+    stream: UnixStream,
+    client: &Arc<Client>,
+    mut decoder: FrameDecoder,
+    frame: RequestFrame,
+) -> io::Result<()> {
+    let opened = shim.sandbox.made().and_then(|made| made.agent.open());
+    let (mut agent, mut from_agent) = match opened {
+        Ok(opened) => opened,
+        Err(error) => {
+            client.answer(frame.id, Err(error));
+            return Ok(());
+        }
+    };
+    let _busy = shim.streams.enter();
+    // A stream may rest for as long as it likes.
+    stream.set_write_timeout(None)?;
+    agent.write_all(&encode(&frame).map_err(io::Error::other)?)?;
+    agent.write_all(&decoder.take_rest())?;
+    (&stream).write_all(&from_agent.take_rest())?;
+
+    let (client_in, agent_out) = (stream.try_clone()?, agent.try_clone()?);
+    let towards_agent = super::spawn("input", move || {
+        // The client's end of what it sends; what it gets goes on.
+        let shutdown = match copy(&client_in, &agent_out) {
+            Ok(()) => Shutdown::Write,
+            Err(_) => Shutdown::Both,
+        };
+        let _ = agent_out.shutdown(shutdown);
+    })?;
+    let result = copy(&agent, &stream);
+    // The agent ends a connection when all is said.
+    let _ = stream.shutdown(Shutdown::Both);
+    let _ = agent.shutdown(Shutdown::Both);
+    let _ = towards_agent.join();
+    match result {
+        // The client may go whenever it likes.
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other,
+    }
+}
+
+fn copy(mut from: &UnixStream, mut to: &UnixStream) -> io::Result<()> {
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(count) => to.write_all(&buffer[..count])?,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
