@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 
 use crate::config::{check, fragments};
 use crate::error::{Error, Result};
+use crate::patches::patches;
 use crate::source::Source;
 
 /// A built kernel.
@@ -55,6 +56,14 @@ pub fn build(source: &Source, out: &Path, jobs: usize) -> Result<Kernel> {
         .arg("-C")
         .arg(&tree);
     step("unpacking the kernel's source", &mut tar, &log)?;
+
+    for (name, text) in patches() {
+        let file = tree.join(format!("{name}.patch"));
+        fs::write(&file, text).map_err(Error::io(&file))?;
+        let mut patch = Command::new("patch");
+        patch.args(["-p1", "-i"]).arg(&file).current_dir(&tree);
+        step("patching the kernel's source", &mut patch, &log)?;
+    }
 
     let wanted = tree.join("caisson.config");
     let text: String = fragments().iter().map(|(_, text)| *text).collect();
@@ -111,7 +120,7 @@ fn key(source: &Source) -> Result<String> {
         })?;
     let mut hasher = Sha256::new();
     hasher.update(&source.sha256);
-    for (name, text) in fragments() {
+    for (name, text) in fragments().into_iter().chain(patches()) {
         hasher.update(name);
         hasher.update(text);
     }
@@ -140,7 +149,7 @@ fn step(step: &'static str, command: &mut Command, log: &Path) -> Result<()> {
         .stderr(err)
         .status();
     let status = status.map_err(|source| Error::Tool {
-        tool: "tar, make or objcopy",
+        tool: "tar, patch, make or objcopy",
         source,
     })?;
     if status.success() {

@@ -72,6 +72,7 @@ pub fn kernel() -> Result<PathBuf> {
     if let Some(image) = std::env::var_os("CAISSON_GUEST_KERNEL") {
         return Ok(image.into());
     }
+    crate::setup::run(crate::setup::Scope::Kernel)?;
     let jobs = std::thread::available_parallelism()?.get();
     let source = caisson_guest_kernel::Source::locate(&target().join("guest-kernel"))?;
     let kernel = match caisson_guest_kernel::find(&source, &target())? {

@@ -11,6 +11,8 @@ use crate::shell::{as_root, is_root, on_path};
 pub enum Scope {
     /// Building and running.
     Build,
+    /// Building the guest's kernel.
+    Kernel,
     /// Also what the tests compare with and talk to.
     Test,
 }
@@ -39,6 +41,33 @@ const BUILD: &[Need] = &[
         "the default image is made from it",
     ),
 ];
+
+const KERNEL: &[Need] = &[
+    need("make", "make", "builds the guest's kernel"),
+    need("gcc", "gcc", "builds the guest's kernel"),
+    need(
+        "libc6-dev",
+        "/usr/include/stdlib.h",
+        "headers for the kernel's own tools",
+    ),
+    need("flex", "flex", "the kernel's configuration"),
+    need("bison", "bison", "the kernel's configuration"),
+    need("bc", "bc", "the kernel's timer constants"),
+    need("perl", "perl", "the kernel's tables"),
+    need("patch", "patch", "guest-kernel/patches"),
+    need(
+        "libelf-dev",
+        "/usr/include/libelf.h",
+        "objtool, which checks the kernel's code",
+    ),
+    need("xz-utils", "xz", "unpacks the kernel's source"),
+];
+
+const KERNEL_SOURCE: &[Need] = &[need(
+    "linux-source-6.1",
+    "/usr/src/linux-source-6.1.tar.xz",
+    "the kernel's source",
+)];
 
 const TEST: &[Need] = &[
     need(
@@ -132,6 +161,13 @@ fn install(needs: &[Need], optional: bool) -> Result<()> {
 pub fn run(scope: Scope) -> Result<()> {
     if on_path("cargo").is_none() && std::env::var_os("CARGO").is_none() {
         bail!("no cargo: install Rust first");
+    }
+    if scope == Scope::Kernel {
+        install(KERNEL, false)?;
+        if std::env::var_os("CAISSON_KERNEL_SOURCE").is_none() {
+            install(KERNEL_SOURCE, false)?;
+        }
+        return Ok(());
     }
     install(BUILD, false)?;
     if scope == Scope::Test {

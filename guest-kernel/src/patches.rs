@@ -1,0 +1,73 @@
+//! Changes to the kernel's source: each in a file of its own, which begins with what it does and what it gains.
+
+/// The patches by name, in the order in which they are applied.
+pub fn patches() -> [(&'static str, &'static str); 7] {
+    [
+        (
+            "0001-alternatives-no-decoder",
+            include_str!("../patches/0001-alternatives-no-decoder.patch"),
+        ),
+        (
+            "0002-slub-sysfs-optional",
+            include_str!("../patches/0002-slub-sysfs-optional.patch"),
+        ),
+        (
+            "0003-params-no-sysfs",
+            include_str!("../patches/0003-params-no-sysfs.patch"),
+        ),
+        (
+            "0004-percpu-page-sized",
+            include_str!("../patches/0004-percpu-page-sized.patch"),
+        ),
+        (
+            "0005-image-gaps",
+            include_str!("../patches/0005-image-gaps.patch"),
+        ),
+        (
+            "0006-loaded-as-elf",
+            include_str!("../patches/0006-loaded-as-elf.patch"),
+        ),
+        (
+            "0007-direct-map-none",
+            include_str!("../patches/0007-direct-map-none.patch"),
+        ),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_patch_says_what_it_does_and_changes_something() {
+        for (name, text) in patches() {
+            let (reason, change) = text.split_once("\n--- a/").expect(name);
+            assert!(reason.lines().count() >= 3, "{name} gives no reason");
+            assert!(
+                change.contains("\n+++ b/") && change.contains("\n@@ "),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_list_is_the_folder() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/patches");
+        let mut found: Vec<String> = std::fs::read_dir(folder)
+            .expect("the folder of patches")
+            .map(|entry| {
+                entry
+                    .expect("an entry")
+                    .file_name()
+                    .to_string_lossy()
+                    .into_owned()
+            })
+            .collect();
+        found.sort();
+        let listed: Vec<String> = patches()
+            .iter()
+            .map(|(name, _)| format!("{name}.patch"))
+            .collect();
+        assert_eq!(found, listed);
+    }
+}
