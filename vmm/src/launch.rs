@@ -7,16 +7,11 @@ use crate::console_log::ConsoleLog;
 use crate::error::{Error, Result};
 use crate::machine::{Machine, Plan};
 use crate::resource::{self, Access};
-use crate::{devices, probe, timing};
+use crate::{boot, devices, probe, timing};
 
 const MIB: u64 = 1 << 20;
 const LEAST_MEMORY: u64 = 16 * MIB;
 const CONSOLE_LIMIT_BYTES: u64 = MIB;
-
-/// What a guest must be told on a host that emulates ring 0: features that CPUID there shows whatever we say, and the slot
-/// of the legacy vsyscall page, which the assist takes.
-const ASSIST_COMMAND_LINE: &str =
-    " clearcpuid=smap,smep,popcnt,rdrand,rdseed,movbe vsyscall=none nopti";
 
 /// Opens everything and builds the machine; nothing of the guest runs yet.
 pub fn launch(spec: &VmSpec, console: Option<ConsoleLog>) -> Result<Machine> {
@@ -39,7 +34,7 @@ pub fn launch(spec: &VmSpec, console: Option<ConsoleLog>) -> Result<Machine> {
     let assisted = probe::needs_assist(spec.assist)?;
     let mut command_line = spec.command_line.clone();
     if assisted {
-        command_line.push_str(ASSIST_COMMAND_LINE);
+        command_line.push_str(boot::assisted::COMMAND_LINE);
     }
     Machine::new(Plan {
         kernel: &kernel,

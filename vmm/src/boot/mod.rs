@@ -10,6 +10,7 @@
 //! 0x0009_fc00  MP table                0x0010_0000  the kernel, at its ELF addresses
 //! ```
 
+pub mod assisted;
 mod mptable;
 mod params;
 mod registers;

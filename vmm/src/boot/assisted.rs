@@ -1,0 +1,13 @@
+//! What a guest is told on a host that emulates ring 0: features that CPUID there shows whatever we say, the slot that the
+//! assist takes, and work that is worth its instructions only where instructions are cheap.
+
+/// Appended to the kernel's command line.
+///
+/// - `smap` … `movbe`: instructions that the host refuses; the assist completes each, at the price of an exit.
+/// - `erms,fsrm`: a string instruction is emulated element by element, so bytes cost eight times what words do.
+/// - `vsyscall=none nopti`: the assist's gate is in the slot of the vsyscall page, visible to user mode.
+/// - `mitigations=off`: the guest's kernel code never runs on the processor, so nothing of it is speculated.
+/// - `noreplace-smp`: a guest with one vCPU would rewrite each `lock` prefix, through temporary mappings.
+/// - `no_timer_check tsc=reliable`: no waiting for ticks to check timers that KVM provides.
+pub const COMMAND_LINE: &str = " clearcpuid=smap,smep,popcnt,rdrand,rdseed,movbe,erms,fsrm vsyscall=none nopti \
+     mitigations=off noreplace-smp no_timer_check tsc=reliable";
