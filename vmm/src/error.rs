@@ -35,6 +35,11 @@ pub enum Error {
     },
     #[error("{0}")]
     Refused(String),
+    #[error("the VMM cannot confine itself: {what}: {source}")]
+    Confinement {
+        what: &'static str,
+        source: std::io::Error,
+    },
     #[error("the spec of the machine cannot be used: {0}")]
     Spec(String),
     #[error("this device cannot do that")]

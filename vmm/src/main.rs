@@ -20,6 +20,7 @@
 mod assist;
 mod boot;
 mod bus;
+mod confine;
 mod console_log;
 mod control;
 mod cpuid;
@@ -47,12 +48,14 @@ use std::fs::File;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
-use caisson_protocol::vmm::{VmEnd, VmSpec};
+use caisson_protocol::vmm::{Confinement, VmEnd, VmSpec};
 use clap::Parser;
 use rustix::event::{PollFd, PollFlags, poll};
 
+use confine::Role;
 use console_log::ConsoleLog;
 use control::Connection;
 use error::{Error, Result};
@@ -140,8 +143,9 @@ fn obey(control: i32) -> Result<Option<VmEnd>> {
         }
     };
     let machine = spec.and_then(|spec| {
+        confine::close_others(control, &spec)?;
         let mut machine = launch::launch(&spec, None)?;
-        begin(&mut machine)?;
+        begin(&mut machine, spec.confinement.as_ref())?;
         Ok(machine)
     });
     control::serve(connection, machine)
@@ -158,7 +162,7 @@ fn run(path: &Path, boot_timing: bool) -> Result<Option<VmEnd>> {
         .map_err(Error::io("standard output"))?;
     let console = ConsoleLog::new(Some(File::from(stdout)), u64::MAX, true)?;
     let mut machine = launch::launch(&spec, Some(console))?;
-    begin(&mut machine)?;
+    begin(&mut machine, spec.confinement.as_ref())?;
     let end = loop {
         if let Some(end) = machine.end() {
             break end;
@@ -176,9 +180,21 @@ fn run(path: &Path, boot_timing: bool) -> Result<Option<VmEnd>> {
     Ok(Some(end))
 }
 
-/// Makes the threads and lets the guest run.
-fn begin(machine: &mut Machine) -> Result<()> {
-    let unconfined: Entry = std::sync::Arc::new(|| Ok(()));
-    machine.muster(&unconfined, &unconfined)?;
+/// Confines the process, makes its threads and lets the guest run.
+fn begin(machine: &mut Machine, confinement: Option<&Confinement>) -> Result<()> {
+    let entry = |role: Role| -> Entry {
+        match confinement {
+            Some(_) => Arc::new(move || confine::install(role)),
+            None => Arc::new(|| Ok(())),
+        }
+    };
+    if let Some(confinement) = confinement {
+        confine::confine(confinement)?;
+    }
+    machine.muster(&entry(Role::Vcpu), &entry(Role::Device))?;
+    if confinement.is_some() {
+        worker::seal();
+        confine::install(Role::Control)?;
+    }
     machine.resume()
 }

@@ -7,6 +7,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use kvm_bindings::{kvm_userspace_memory_region, kvm_xsave};
 use kvm_ioctls::{VcpuFd, VmFd};
 use linux_loader::bootparam::boot_params;
+use rustix::thread::UnshareFlags;
 use vm_memory::{
     ByteValued, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
 };
@@ -115,4 +116,33 @@ pub fn resident_bytes(region: &GuestRegionMmap) -> u64 {
         }
     }
     resident as u64
+}
+
+/// Closes every descriptor from `first` to `last`, both included.
+pub fn close_range(first: i32, last: i32) -> std::io::Result<()> {
+    // SAFETY: this process has opened nothing yet that lies between descriptors which it was told to keep.
+    let how = unsafe { libc::syscall(libc::SYS_close_range, first as u32, last as u32, 0) };
+    if how < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Moves this thread into new namespaces.
+pub fn unshare(flags: UnshareFlags) -> rustix::io::Result<()> {
+    // SAFETY: the table of descriptors stays shared (CLONE_FILES is never among the flags).
+    unsafe { rustix::thread::unshare_unsafe(flags) }
+}
+
+/// A page of memory that could be executed; for tests of what forbids it.
+#[cfg(test)]
+pub fn map_executable() -> std::io::Result<()> {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    let access = libc::PROT_READ | libc::PROT_EXEC;
+    // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
+    let page = unsafe { libc::mmap(std::ptr::null_mut(), 4096, access, flags, -1, 0) };
+    if page == libc::MAP_FAILED {
+        return Err(std::io::Error::last_os_error());
+    }
+    Ok(())
 }

@@ -24,7 +24,10 @@ const STACK_BYTES: usize = 256 << 10;
 /// The first act of a thread: its system call filter.
 pub type Entry = Arc<dyn Fn() -> Result<()> + Send + Sync>;
 
-type Job = Box<dyn FnOnce() + Send>;
+/// Work, which returns how its result is delivered: behind the thread's return to the pool, so that whoever has the result
+/// finds the thread there.
+type Job = Box<dyn FnOnce() -> Delivery + Send>;
+type Delivery = Box<dyn FnOnce() + Send>;
 
 struct Pool {
     waiting: Vec<Sender<Job>>,
@@ -67,9 +70,10 @@ fn start(entry: Option<Entry>) -> Result<Sender<Job>> {
             return;
         }
         while let Ok(job) = jobs.recv() {
-            job();
+            let deliver = job();
             name_thread("idle");
             pool().waiting.push(again.clone());
+            deliver();
         }
     };
     std::thread::Builder::new()
@@ -142,13 +146,13 @@ impl<T: Send + 'static> Worker<T> {
         let stopped = stop.try_clone().map_err(Error::io("eventfd"))?;
         let (back, receiver) = sync_channel(1);
         let name = name.to_owned();
-        let job = Box::new(move || {
+        let job: Job = Box::new(move || {
             name_thread(&name);
             if let Err(error) = body(&mut state, &stopped) {
                 eprintln!("caisson-vmm: device {name}: {error}");
             }
             // nobody waits for the state of a worker that was dropped
-            let _ = back.send(state);
+            Box::new(move || drop(back.send(state))) as Delivery
         });
         let waiting = {
             let mut pool = pool();
