@@ -6,13 +6,14 @@ use crate::console_log::ConsoleLog;
 use crate::error::Result;
 use crate::virtio::Device;
 use crate::virtio::block::Block;
+use crate::virtio::console::Console;
 use crate::virtio::fs::Fs;
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::Vsock;
 
 /// Opens what the devices need and makes them: disks (`vda` …), network devices, vsock, shares, console, balloon, rng.
 /// `console` is where output of the guest goes.
-pub fn open(spec: &VmSpec, _console: &ConsoleLog) -> Result<Vec<Box<dyn Device>>> {
+pub fn open(spec: &VmSpec, console: &ConsoleLog) -> Result<Vec<Box<dyn Device>>> {
     let mut devices: Vec<Box<dyn Device>> = Vec::new();
     for disk in &spec.disks {
         devices.push(Box::new(Block::open(disk)?));
@@ -23,6 +24,7 @@ pub fn open(spec: &VmSpec, _console: &ConsoleLog) -> Result<Vec<Box<dyn Device>>
     for share in &spec.shares {
         devices.push(Box::new(Fs::open(share)?));
     }
+    devices.push(Box::new(Console::new(console.clone())));
     devices.push(Box::new(Rng::new()?));
     Ok(devices)
 }

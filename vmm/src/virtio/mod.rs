@@ -13,6 +13,7 @@
 
 pub mod block;
 mod chain;
+pub mod console;
 pub mod fs;
 pub mod rate;
 pub mod rng;
