@@ -93,7 +93,10 @@ fn count(counter: &AtomicU64) {
 
 impl Vcpu {
     /// Takes over a vCPU whose registers are set.
-    pub fn new(fd: VcpuFd, shared: Arc<Shared>) -> Self {
+    pub fn new(mut fd: VcpuFd, shared: Arc<Shared>) -> Self {
+        if let Some(assist) = &shared.assist {
+            assist.attach(&mut fd);
+        }
         Vcpu {
             fd,
             shared,

@@ -1,11 +1,15 @@
 //! One vCPU's registers while an instruction is completed by hand.
+//!
+//! Where KVM offers it (`KVM_CAP_SYNC_REGS`) they come with the exit and go with the next entry, in the page that the vCPU
+//! shares with us: no system call reads or writes them.
 
 use iced_x86::{Instruction, OpKind, Register};
-use kvm_bindings::{kvm_regs, kvm_sregs};
-use kvm_ioctls::VcpuFd;
-use vm_memory::GuestMemoryMmap;
+use kvm_bindings::{KVM_SYNC_X86_REGS, KVM_SYNC_X86_SREGS, kvm_regs, kvm_sregs};
+use kvm_ioctls::{Cap, Kvm, SyncReg, VcpuFd};
+use vm_memory::{GuestMemoryBackend, GuestMemoryMmap};
 
 use super::memory::{Access, translate};
+use super::sys;
 use crate::error::{Error, Result};
 
 /// Why an instruction did not simply complete.
@@ -15,6 +19,8 @@ pub enum Exception {
     Trap(u8),
     /// Delivered instead of it.
     Fault { vector: u8, error_code: Option<u32> },
+    /// An address with bits that no page table has: #SS when the operand is on the stack, #GP otherwise.
+    NonCanonical,
     /// #PF at an address, with the error code of Intel SDM 3A 4.7.
     Page { address: u64, error_code: u32 },
     /// The host failed.
@@ -33,6 +39,20 @@ pub const GENERAL_PROTECTION: Exception = Exception::Fault {
     error_code: Some(0),
 };
 
+/// #NM.
+pub const DEVICE_NOT_AVAILABLE: Exception = Exception::Fault {
+    vector: 7,
+    error_code: None,
+};
+/// #MF.
+pub const FLOATING_POINT: Exception = Exception::Fault {
+    vector: 16,
+    error_code: None,
+};
+
+pub const CR0_MONITOR_COPROCESSOR: u64 = 1 << 1;
+pub const CR0_TASK_SWITCHED: u64 = 1 << 3;
+
 pub const FLAG_CARRY: u64 = 1;
 pub const FLAG_ZERO: u64 = 1 << 6;
 pub const FLAG_AC: u64 = 1 << 18;
@@ -44,24 +64,59 @@ pub struct Cpu<'a> {
     pub memory: &'a GuestMemoryMmap,
     pub regs: kvm_regs,
     pub sregs: kvm_sregs,
-    loaded_cr2: u64,
+    loaded: kvm_sregs,
+    synced: bool,
+}
+
+/// Whether KVM can have a vCPU's registers come with each exit.
+pub fn can_synchronise() -> bool {
+    Kvm::new().is_ok_and(|kvm| {
+        let offered = kvm.check_extension_int(Cap::SyncRegs);
+        let wanted = KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS;
+        offered > 0 && offered as u32 & wanted == wanted
+    })
+}
+
+/// Has them come from now on.
+pub fn synchronise(fd: &mut VcpuFd) {
+    fd.set_sync_valid_reg(SyncReg::Register);
+    fd.set_sync_valid_reg(SyncReg::SystemRegister);
 }
 
 impl<'a> Cpu<'a> {
     pub fn load(fd: &'a mut VcpuFd, memory: &'a GuestMemoryMmap) -> Result<Self> {
-        let regs = fd.get_regs().map_err(Error::kvm("KVM_GET_REGS"))?;
-        let sregs = fd.get_sregs().map_err(Error::kvm("KVM_GET_SREGS"))?;
+        let synced = fd.get_kvm_run().kvm_valid_regs != 0;
+        let (regs, sregs) = if synced {
+            let sync = fd.sync_regs();
+            (sync.regs, sync.sregs)
+        } else {
+            let regs = fd.get_regs().map_err(Error::kvm("KVM_GET_REGS"))?;
+            let sregs = fd.get_sregs().map_err(Error::kvm("KVM_GET_SREGS"))?;
+            (regs, sregs)
+        };
         Ok(Cpu {
             fd,
             memory,
             regs,
             sregs,
-            loaded_cr2: sregs.cr2,
+            loaded: sregs,
+            synced,
         })
     }
 
+    /// Gives the registers back to the vCPU, from its next entry on.
     pub fn store(self) -> Result<()> {
-        if self.sregs.cr2 != self.loaded_cr2 {
+        let system = self.sregs != self.loaded;
+        if self.synced {
+            self.fd.sync_regs_mut().regs = self.regs;
+            self.fd.set_sync_dirty_reg(SyncReg::Register);
+            if system {
+                self.fd.sync_regs_mut().sregs = self.sregs;
+                self.fd.set_sync_dirty_reg(SyncReg::SystemRegister);
+            }
+            return Ok(());
+        }
+        if system {
             self.fd
                 .set_sregs(&self.sregs)
                 .map_err(Error::kvm("KVM_SET_SREGS"))?;
@@ -226,14 +281,20 @@ impl<'a> Cpu<'a> {
         Ok(())
     }
 
+    /// Faults unless all of a range may be written.
+    pub fn writable(&self, address: u64, len: usize) -> Result<(), Exception> {
+        let mut done = 0;
+        while done < len as u64 {
+            let at = address.wrapping_add(done);
+            translate(self, at, Access::Write)?;
+            done += 0x1000 - (at & 0xfff);
+        }
+        Ok(())
+    }
+
     /// Writes guest memory by linear address: all of it, or nothing and a fault.
     pub fn write(&self, address: u64, from: &[u8]) -> Result<(), Exception> {
-        let last = address.wrapping_add(from.len().saturating_sub(1) as u64);
-        let mut page = address & !0xfff;
-        while page <= last & !0xfff {
-            translate(self, page.max(address), Access::Write)?;
-            page += 0x1000;
-        }
+        self.writable(address, from.len())?;
         let mut done = 0;
         while done < from.len() {
             let at = address.wrapping_add(done as u64);
@@ -244,5 +305,19 @@ impl<'a> Cpu<'a> {
             done += chunk;
         }
         Ok(())
+    }
+
+    /// Replaces the 16 bytes at a multiple of 16 by `new` if they are `expected`, in one step that other vCPUs cannot
+    /// come between; returns what was there.
+    pub fn compare_exchange_16(
+        &self,
+        address: u64,
+        expected: u128,
+        new: u128,
+    ) -> Result<u128, Exception> {
+        let physical = translate(self, address, Access::Write)?;
+        let slice = self.memory.get_slice(physical, 16);
+        let slice = slice.map_err(|_| GENERAL_PROTECTION)?;
+        sys::compare_exchange_16(&slice, expected, new).ok_or(GENERAL_PROTECTION)
     }
 }

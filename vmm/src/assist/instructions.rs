@@ -1,14 +1,13 @@
 //! Completing one instruction; here those that touch general registers, flags and a few bytes of memory.
 
-use std::fs::File;
-use std::io::Read;
-
 use iced_x86::Instruction;
 
 use super::completed::Completion;
 use super::cpu::{
-    Cpu, Exception, FLAG_AC, FLAG_CARRY, FLAG_ZERO, FLAGS_ARITHMETIC, GENERAL_PROTECTION,
+    CR0_MONITOR_COPROCESSOR, CR0_TASK_SWITCHED, Cpu, DEVICE_NOT_AVAILABLE, Exception, FLAG_AC,
+    FLAG_CARRY, FLAG_ZERO, FLAGS_ARITHMETIC, FLOATING_POINT, GENERAL_PROTECTION,
 };
+use super::sys;
 use super::xstate::{self, Layout};
 use crate::error::Error;
 
@@ -31,7 +30,7 @@ pub fn complete(
             cpu.regs.rflags |= FLAG_AC;
             Ok(())
         }
-        Completion::Wait => Ok(()),
+        Completion::Wait => wait(cpu),
         Completion::PopulationCount => popcnt(cpu, instruction),
         Completion::SegmentLimit => lsl(cpu, instruction),
         Completion::Random => random(cpu, instruction),
@@ -57,18 +56,36 @@ fn popcnt(cpu: &mut Cpu, instruction: &Instruction) -> Result<(), Exception> {
     Ok(())
 }
 
-/// The limit of a segment in the GDT, if it is one whose limit may be read (SDM 2A, LSL, table 3-54).
+/// FWAIT: delivers the floating-point exception that is pending, if one is (SDM 2A, WAIT).
+fn wait(cpu: &Cpu) -> Result<(), Exception> {
+    const ERROR_SUMMARY: u16 = 1 << 7;
+    const SWITCHED: u64 = CR0_MONITOR_COPROCESSOR | CR0_TASK_SWITCHED;
+    if cpu.sregs.cr0 & SWITCHED == SWITCHED {
+        return Err(DEVICE_NOT_AVAILABLE);
+    }
+    let fpu = cpu.fd.get_fpu().map_err(Error::kvm("KVM_GET_FPU"))?;
+    if fpu.fsw & ERROR_SUMMARY != 0 {
+        return Err(FLOATING_POINT);
+    }
+    Ok(())
+}
+
+/// The limit of a segment in the GDT or LDT, if it is one whose limit may be read (SDM 2A, LSL, table 3-54).
 fn lsl(cpu: &mut Cpu, instruction: &Instruction) -> Result<(), Exception> {
     const LDT_SELECTOR: u64 = 4;
     let selector = cpu.operand(instruction, 1, 2)? & 0xffff;
     let at = selector & !7;
-    let readable = selector & !3 != 0
-        && selector & LDT_SELECTOR == 0
-        && at + 7 <= u64::from(cpu.sregs.gdt.limit);
-    let limit = if readable {
-        descriptor_limit(cpu, cpu.sregs.gdt.base + at, selector)?
+    let (ldt, gdt) = (&cpu.sregs.ldt, &cpu.sregs.gdt);
+    let table = if selector & LDT_SELECTOR == 0 {
+        Some((gdt.base, u64::from(gdt.limit)))
     } else {
-        None
+        (ldt.unusable == 0 && ldt.present == 1).then_some((ldt.base, u64::from(ldt.limit)))
+    };
+    let limit = match table {
+        Some((base, limit)) if selector & !3 != 0 && at + 7 <= limit => {
+            descriptor_limit(cpu, base.wrapping_add(at), selector)?
+        }
+        _ => None,
     };
     match limit {
         Some(limit) => {
@@ -100,32 +117,23 @@ fn descriptor_limit(cpu: &Cpu, address: u64, selector: u64) -> Result<Option<u64
 
 fn random(cpu: &mut Cpu, instruction: &Instruction) -> Result<(), Exception> {
     let mut bytes = [0; 8];
-    let mut source = File::open("/dev/urandom").map_err(Error::io("/dev/urandom"))?;
-    source
-        .read_exact(&mut bytes)
-        .map_err(Error::io("/dev/urandom"))?;
+    sys::random(&mut bytes).map_err(Error::io("getrandom"))?;
     cpu.set(instruction.op0_register(), u64::from_le_bytes(bytes));
     set_flags(cpu, FLAGS_ARITHMETIC, FLAG_CARRY);
     Ok(())
 }
 
-/// Not atomic against other vCPUs' plain stores to the same 16 bytes: such a guest runs with the feature masked in CPUID
-/// when it has several vCPUs, and its kernel then uses none.
 fn cmpxchg16b(cpu: &mut Cpu, instruction: &Instruction) -> Result<(), Exception> {
     let address = cpu.address(instruction);
     if address & 15 != 0 {
         return Err(GENERAL_PROTECTION);
     }
-    let mut bytes = [0; 16];
-    cpu.read(address, &mut bytes)?;
-    let found = u128::from_le_bytes(bytes);
     let expected = u128::from(cpu.regs.rdx) << 64 | u128::from(cpu.regs.rax);
+    let new = u128::from(cpu.regs.rcx) << 64 | u128::from(cpu.regs.rbx);
+    let found = cpu.compare_exchange_16(address, expected, new)?;
     if found == expected {
-        let new = u128::from(cpu.regs.rcx) << 64 | u128::from(cpu.regs.rbx);
-        cpu.write(address, &new.to_le_bytes())?;
         set_flags(cpu, 0, FLAG_ZERO);
     } else {
-        cpu.write(address, &bytes)?;
         cpu.regs.rax = found as u64;
         cpu.regs.rdx = (found >> 64) as u64;
         set_flags(cpu, FLAG_ZERO, 0);

@@ -14,10 +14,13 @@ mod completed;
 mod cpu;
 mod instructions;
 mod memory;
+mod sys;
 mod syscall;
 mod xstate;
 
+use iced_x86::{Instruction, OpKind, Register};
 use kvm_ioctls::VcpuFd;
+use serde::{Deserialize, Serialize};
 use vm_memory::GuestMemoryMmap;
 
 use crate::error::{Error, Result};
@@ -30,19 +33,29 @@ pub use syscall::{MSR_LSTAR, TRAP_PAGE};
 #[derive(Debug)]
 pub struct Assist {
     layout: xstate::Layout,
+    synchronises: bool,
 }
 
-/// The part that each vCPU has of its own.
-#[derive(Debug, Default)]
+/// The part that each vCPU has of its own. A snapshot keeps it as it is, for a vCPU whose MSRs and memory are restored too:
+/// the gate itself is in the guest's memory and in LSTAR.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VcpuAssist {
     gate: syscall::Gate,
 }
 
 impl Assist {
-    /// Reads the processor's XSAVE layout.
+    /// Reads the processor's XSAVE layout, and asks KVM what it offers.
     pub fn new() -> Self {
         Assist {
             layout: xstate::Layout::of_this_processor(),
+            synchronises: cpu::can_synchronise(),
+        }
+    }
+
+    /// Prepares a new vCPU.
+    pub fn attach(&self, fd: &mut VcpuFd) {
+        if self.synchronises {
+            cpu::synchronise(fd);
         }
     }
 
@@ -53,42 +66,31 @@ impl Assist {
         let mut decoder =
             iced_x86::Decoder::with_ip(64, &code, cpu.regs.rip, iced_x86::DecoderOptions::NONE);
         let instruction = decoder.decode();
-        if instruction.is_invalid() {
-            return Err(Error::Unassisted(format!(
-                "{code:02x?} at {:#x} cannot be decoded",
-                cpu.regs.rip
-            )));
-        }
-        let next = instruction.next_ip();
-        let done = Completion::of(instruction.mnemonic())
-            .map(|how| instructions::complete(&mut cpu, &instruction, how, &self.layout));
+        let done = match Completion::of(instruction.mnemonic()) {
+            // a program's instruction comes here because its operand is no memory: it is the program's fault
+            _ if cpu.privilege() == 3 => Err(refused_to_user(&cpu, &instruction)),
+            Some(how) => instructions::complete(&mut cpu, &instruction, how, &self.layout),
+            None => return Err(unknown(&cpu, &instruction, &code)),
+        };
         match done {
-            Some(Ok(())) => cpu.regs.rip = next,
-            Some(Err(Exception::Trap(vector))) => {
-                cpu.regs.rip = next;
+            Ok(()) => cpu.regs.rip = instruction.next_ip(),
+            Err(Exception::Trap(vector)) => {
+                cpu.regs.rip = instruction.next_ip();
                 cpu.inject(vector, None)?;
             }
-            Some(Err(Exception::Fault { vector, error_code })) => cpu.inject(vector, error_code)?,
-            Some(Err(Exception::Page {
+            Err(Exception::Fault { vector, error_code }) => cpu.inject(vector, error_code)?,
+            Err(Exception::NonCanonical) => {
+                let on_stack = instruction.memory_segment() == Register::SS;
+                cpu.inject(if on_stack { STACK } else { GENERAL }, Some(0))?;
+            }
+            Err(Exception::Page {
                 address,
                 error_code,
-            })) => {
+            }) => {
                 cpu.sregs.cr2 = address;
-                cpu.inject(14, Some(error_code))?;
+                cpu.inject(PAGE_FAULT, Some(error_code))?;
             }
-            Some(Err(Exception::Host(error))) => return Err(error),
-            None => {
-                let mut text = String::new();
-                iced_x86::Formatter::format(
-                    &mut iced_x86::GasFormatter::new(),
-                    &instruction,
-                    &mut text,
-                );
-                return Err(Error::Unassisted(format!(
-                    "{text} ({code:02x?}) at {:#x}",
-                    cpu.regs.rip
-                )));
-            }
+            Err(Exception::Host(error)) => return Err(error),
         }
         cpu.store()
     }
@@ -113,4 +115,32 @@ impl Assist {
     pub fn enter_kernel(&self, fd: &mut VcpuFd, of: &mut VcpuAssist) -> Result<()> {
         of.gate.enter(fd)
     }
+}
+
+const INVALID_OPCODE: u8 = 6;
+const STACK: u8 = 12;
+const GENERAL: u8 = 13;
+const PAGE_FAULT: u8 = 14;
+
+/// The fault of a program at an address that is no memory: that of a page which is not for it.
+fn refused_to_user(cpu: &Cpu, instruction: &Instruction) -> Exception {
+    const PROTECTION_OF_USER: u32 = 5;
+    const WRITE: u32 = 2;
+    let memory = |i: u32| i < instruction.op_count() && instruction.op_kind(i) == OpKind::Memory;
+    if !(0..5).any(memory) {
+        return Exception::Fault {
+            vector: INVALID_OPCODE,
+            error_code: None,
+        };
+    }
+    Exception::Page {
+        address: cpu.address(instruction),
+        error_code: PROTECTION_OF_USER | if memory(0) { WRITE } else { 0 },
+    }
+}
+
+fn unknown(cpu: &Cpu, instruction: &Instruction, code: &[u8]) -> Error {
+    let mut text = String::new();
+    iced_x86::Formatter::format(&mut iced_x86::GasFormatter::new(), instruction, &mut text);
+    Error::Unassisted(format!("{text} ({code:02x?}) at {:#x}", cpu.regs.rip))
 }

@@ -17,6 +17,7 @@
 
 use kvm_bindings::{Msrs, kvm_msr_entry, kvm_segment};
 use kvm_ioctls::VcpuFd;
+use serde::{Deserialize, Serialize};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::error::{Error, Result};
@@ -45,7 +46,7 @@ const FLAG_ALWAYS: u64 = 2;
 const FLAG_INTERRUPTS: u64 = 1 << 9;
 
 /// One vCPU's way into its kernel.
-#[derive(Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gate {
     entry: u64,
 }

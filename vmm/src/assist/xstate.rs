@@ -11,7 +11,7 @@ use std::arch::x86_64::__cpuid_count;
 use iced_x86::Instruction;
 use kvm_bindings::kvm_xsave;
 
-use super::cpu::{Cpu, Exception, GENERAL_PROTECTION};
+use super::cpu::{CR0_TASK_SWITCHED, Cpu, DEVICE_NOT_AVAILABLE, Exception, GENERAL_PROTECTION};
 use crate::error::Error;
 use crate::sys;
 
@@ -83,8 +83,11 @@ impl Layout {
     }
 }
 
-/// The state as bytes, and the components that the instruction is about: EDX:EAX and XCR0.
-fn begin(cpu: &Cpu) -> Result<(Vec<u8>, u64), Exception> {
+/// The state as bytes, the components that the instruction is about (EDX:EAX and XCR0), and XCR0.
+fn begin(cpu: &Cpu) -> Result<(Vec<u8>, u64, u64), Exception> {
+    if cpu.sregs.cr0 & CR0_TASK_SWITCHED != 0 {
+        return Err(DEVICE_NOT_AVAILABLE);
+    }
     let xcrs = cpu.fd.get_xcrs().map_err(Error::kvm("KVM_GET_XCRS"))?;
     let xcr0 = xcrs
         .xcrs
@@ -99,7 +102,7 @@ fn begin(cpu: &Cpu) -> Result<(Vec<u8>, u64), Exception> {
         .iter()
         .flat_map(|word| word.to_le_bytes())
         .collect();
-    Ok((bytes, asked & xcr0))
+    Ok((bytes, asked & xcr0, xcr0))
 }
 
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
@@ -125,12 +128,13 @@ pub fn save(
     if to & 63 != 0 {
         return Err(GENERAL_PROTECTION);
     }
-    let (state, mask) = begin(cpu)?;
+    let (state, mask, _) = begin(cpu)?;
     let in_use = u64_at(&state, HEADER) & mask;
     let header = if compact {
         [in_use, mask | COMPACTED]
     } else {
         let mut old = [0; 8];
+        cpu.writable(to + HEADER as u64, 8)?;
         cpu.read(to + HEADER as u64, &mut old)?;
         [(u64::from_le_bytes(old) & !mask) | in_use, 0]
     };
@@ -168,19 +172,29 @@ pub fn save(
     Ok(())
 }
 
+/// The checks of SDM 1, 13.8.1 and 13.8.2.
+fn valid_header(header: &[u8], xcr0: u64) -> bool {
+    let (given, compaction) = (u64_at(header, 0), u64_at(header, 8));
+    let zero = |range: std::ops::Range<usize>| header[range].iter().all(|b| *b == 0);
+    if compaction & COMPACTED == 0 {
+        given & !xcr0 == 0 && zero(8..24)
+    } else {
+        compaction & !(xcr0 | COMPACTED) == 0 && given & !compaction == 0 && zero(16..64)
+    }
+}
+
 /// XRSTOR.
 pub fn restore(cpu: &mut Cpu, instruction: &Instruction, layout: &Layout) -> Result<(), Exception> {
     let from = cpu.address(instruction);
     if from & 63 != 0 {
         return Err(GENERAL_PROTECTION);
     }
-    let (mut state, mask) = begin(cpu)?;
+    let (mut state, mask, xcr0) = begin(cpu)?;
     let mut image = vec![0; EXTENDED];
     cpu.read(from, &mut image)?;
     let (given, compaction) = (u64_at(&image, HEADER), u64_at(&image, HEADER + 8));
     let compacted = compaction & COMPACTED != 0;
-    let reserved_set = image[HEADER + 16..EXTENDED].iter().any(|b| *b != 0);
-    if reserved_set || (!compacted && compaction != 0) || (compacted && given & !compaction != 0) {
+    if !valid_header(&image[HEADER..], xcr0) {
         return Err(GENERAL_PROTECTION);
     }
     let mut in_use = u64_at(&state, HEADER);
