@@ -1,7 +1,8 @@
 //! What every isolation must do, whichever wall it builds. Each case runs against a fresh [`Bench`] and looks at the host
 //! afterwards: no process, cgroup, mount or file of the sandbox may be left.
 //!
-//! Needs root, cgroups and Debian's static busybox; without them a case says so and passes.
+//! Needs root, cgroups and Debian's static busybox; without them a case says so and passes. The vm half takes a boot a case:
+//! it runs when `CAISSON_CONTRACT_VM` is set, and needs `caisson-vmm` and the guest's files (`cargo xtask build`).
 
 #[path = "contract/bench.rs"]
 mod bench;
@@ -27,6 +28,17 @@ macro_rules! contract {
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn $name() {
                     if let Some(bench) = $crate::bench::Bench::container() {
+                        super::$name(&bench).await;
+                        bench.assert_clean().await;
+                    }
+                }
+            )*
+        }
+        mod vm {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $name() {
+                    if let Some(bench) = $crate::bench::Bench::vm() {
                         super::$name(&bench).await;
                         bench.assert_clean().await;
                     }

@@ -15,11 +15,15 @@ use tempfile::TempDir;
 
 /// One runtime with directories of its own.
 pub struct Bench {
+    pub isolation: Isolation,
     pub dir: TempDir,
     pub runtime: Arc<dyn Runtime>,
     pub cgroup_parent: String,
     count: AtomicU32,
 }
+
+/// What a sandbox in a virtual machine may write.
+const SCRATCH_BYTES: u64 = 256 << 20;
 
 /// How a sandbox differs from the usual one.
 #[derive(Default)]
@@ -47,7 +51,22 @@ fn shim() -> &'static Path {
 }
 
 impl Bench {
+    /// `None` where the host lacks something, or the vm half is not asked for.
+    pub fn vm() -> Option<Bench> {
+        static ASKED: OnceLock<bool> = OnceLock::new();
+        let asked = ASKED.get_or_init(|| std::env::var_os("CAISSON_CONTRACT_VM").is_some());
+        if !asked {
+            eprintln!("SKIPPED: CAISSON_CONTRACT_VM is not set");
+            return None;
+        }
+        Self::new(Isolation::Vm)
+    }
+
     pub fn container() -> Option<Bench> {
+        Self::new(Isolation::Container)
+    }
+
+    fn new(isolation: Isolation) -> Option<Bench> {
         for (there, why) in [
             (nix::unistd::geteuid().is_root(), "not root"),
             (
@@ -78,13 +97,18 @@ impl Bench {
         }
         fs::write(layer.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\n").expect("written");
         fs::write(layer.join("etc/not-executable"), "text\n").expect("written");
-        let runtime = Self::open(dir.path());
+        if isolation == Isolation::Vm {
+            let image = dir.path().join("image");
+            caisson_blockfs::erofs::from_directory(&layer, &image).expect("an image");
+        }
+        let runtime = Self::open(isolation, dir.path());
         let cgroup_parent = format!(
             "/caisson-contract-{}-{}",
             std::process::id(),
             dir.path().display().to_string().replace('/', "-")
         );
         Some(Bench {
+            isolation,
             dir,
             runtime,
             cgroup_parent,
@@ -92,14 +116,26 @@ impl Bench {
         })
     }
 
-    fn open(dir: &Path) -> Arc<dyn Runtime> {
-        let runtime = ContainerRuntime::open_with_shim(&dir.join("exec"), shim());
-        Arc::new(runtime.expect("a runtime"))
+    fn open(isolation: Isolation, dir: &Path) -> Arc<dyn Runtime> {
+        let exec_root = dir.join("exec");
+        match isolation {
+            Isolation::Container => {
+                let runtime = ContainerRuntime::open_with_shim(&exec_root, shim());
+                Arc::new(runtime.expect("a runtime"))
+            }
+            Isolation::Vm => {
+                let settings = VmSettings {
+                    shim: Some(shim().to_path_buf()),
+                    ..VmSettings::default()
+                };
+                Arc::new(VmRuntime::open(&exec_root, settings).expect("a runtime"))
+            }
+        }
     }
 
     /// What a restarted daemon has: the same directories, nothing in memory.
     pub fn restarted(&self) -> Arc<dyn Runtime> {
-        Self::open(self.dir.path())
+        Self::open(self.isolation, self.dir.path())
     }
 
     pub fn new_id(&self) -> SandboxId {
@@ -145,10 +181,32 @@ impl Bench {
         );
         fs::create_dir_all(&upper).expect("made");
         fs::create_dir_all(&work).expect("made");
-        let lower = vec![self.dir.path().join("layer")];
+        let rootfs = match self.isolation {
+            Isolation::Container => Rootfs::Overlay {
+                lower: vec![self.dir.path().join("layer")],
+                upper,
+                work,
+            },
+            Isolation::Vm => {
+                let scratch = self
+                    .dir
+                    .path()
+                    .join("containers")
+                    .join(&id.0)
+                    .join("scratch");
+                if !scratch.exists() {
+                    let options = caisson_blockfs::ext4::Options::new(SCRATCH_BYTES);
+                    caisson_blockfs::ext4::create(&scratch, &options).expect("a disk");
+                }
+                Rootfs::Block {
+                    lower: self.dir.path().join("image"),
+                    upper: scratch,
+                }
+            }
+        };
         SandboxSpec {
             oci,
-            rootfs: Rootfs::Overlay { lower, upper, work },
+            rootfs,
             reaper: wish.reaper,
             copies: Vec::new(),
         }

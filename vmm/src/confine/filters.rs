@@ -142,6 +142,8 @@ const VCPU_REQUESTS: &[u64] = &[
 ];
 /// BLKGETSIZE64: the size of a disk whose file is a block device.
 const BLOCK_DEVICE_SIZE: u64 = 0x8008_1272;
+/// FIONBIO: a connection that the socket device has accepted.
+const NOT_BLOCKING: u64 = 0x5421;
 /// Reading a machine's state.
 const MACHINE_REQUESTS: &[u64] = &[
     0xc208_ae62, // GET_IRQCHIP
@@ -192,7 +194,7 @@ fn rules(role: Role) -> Result<Rules, seccompiler::BackendError> {
     let requests: Vec<u64> = match role {
         Role::Control => MACHINE_REQUESTS.to_vec(),
         Role::Vcpu => VCPU_REQUESTS.to_vec(),
-        Role::Device => Vec::new(),
+        Role::Device => vec![NOT_BLOCKING],
     };
     rules.insert(
         libc::SYS_ioctl,
