@@ -2,7 +2,7 @@
 //!
 //! `caisson` is linked dynamically. `caisson-shim` and `caisson-oci` start once per container or command, so they are linked
 //! statically: that saves the dynamic loader's work, and lets the shim run when its mount namespace has another `/lib`;
-//! likewise what runs confined (`caisson-vmm`). The guest's agent goes into an image of its own (`agent.rs`).
+//! likewise what runs confined (`caisson-vmm`, `caisson-share`). The guest's agent goes into an image of its own (`agent.rs`).
 //!
 //! ```text
 //! target/dist/caisson, caisson-shim, …     the programs
@@ -16,7 +16,13 @@ use anyhow::Result;
 use crate::shell::{self, cargo, target};
 
 /// All programs.
-pub const PROGRAMS: [&str; 4] = ["caisson", "caisson-shim", "caisson-oci", "caisson-vmm"];
+pub const PROGRAMS: [&str; 5] = [
+    "caisson",
+    "caisson-shim",
+    "caisson-oci",
+    "caisson-vmm",
+    "caisson-share",
+];
 
 /// What every microVM boots: the kernel, and the file system with the agent in it.
 pub const GUEST_FILES: [&str; 2] = ["vmlinux", "agent.erofs"];

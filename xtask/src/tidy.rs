@@ -58,6 +58,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("caisson-tests", &[]),
     ("caisson-guest-kernel", &[]),
     ("caisson-vmm", &["caisson-protocol"]),
+    ("caisson-share", &["caisson-protocol"]),
     ("xtask", &["caisson-guest-kernel", "caisson-blockfs"]),
 ];
 
@@ -72,10 +73,19 @@ const NO_TOKIO: &[&str] = &[
     "caisson-archive",
     "caisson-blockfs",
     "caisson-vmm",
+    "caisson-share",
 ];
 
 /// The crates that may have `unsafe`, in files named `sys.rs` or `…_sys.rs` (and in their tests).
-const UNSAFE_IN: &[&str] = &["agent", "jail", "supervisor", "shim", "runtime", "vmm"];
+const UNSAFE_IN: &[&str] = &[
+    "agent",
+    "jail",
+    "supervisor",
+    "share",
+    "shim",
+    "runtime",
+    "vmm",
+];
 
 /// Words that must not be in the repository: unfinished work.
 const UNFINISHED: &[&str] = &["todo!(", "unimplemented!(", "FIXME", "XXX:"];
