@@ -8,6 +8,7 @@ use crate::virtio::Device;
 use crate::virtio::block::Block;
 use crate::virtio::console::Console;
 use crate::virtio::fs::Fs;
+use crate::virtio::net::Net;
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::Vsock;
 
@@ -17,6 +18,9 @@ pub fn open(spec: &VmSpec, console: &ConsoleLog) -> Result<Vec<Box<dyn Device>>>
     let mut devices: Vec<Box<dyn Device>> = Vec::new();
     for disk in &spec.disks {
         devices.push(Box::new(Block::open(disk)?));
+    }
+    for net in &spec.nets {
+        devices.push(Box::new(Net::open(net)?));
     }
     if let Some(vsock) = &spec.vsock {
         devices.push(Box::new(Vsock::open(vsock)?));

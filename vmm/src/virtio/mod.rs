@@ -15,6 +15,7 @@ pub mod block;
 mod chain;
 pub mod console;
 pub mod fs;
+pub mod net;
 pub mod rate;
 pub mod rng;
 mod slices;

@@ -30,6 +30,29 @@ impl<'m> Slices<'m> {
             .fold(0, |sum, slice| sum.saturating_add(slice.len()))
     }
 
+    /// Pieces.
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Cuts off the pieces from this one on, and returns them.
+    pub fn split_off_slices(&mut self, first: usize) -> Slices<'m> {
+        Slices(self.0.split_off(first.min(self.0.len())))
+    }
+
+    /// Overwrites `bytes.len()` bytes from `at` on, or as many as there are.
+    pub fn write_at(&self, mut at: usize, mut bytes: &[u8]) {
+        for slice in &self.0 {
+            let Ok(here) = slice.offset(at) else {
+                at -= slice.len();
+                continue;
+            };
+            let len = here.len().min(bytes.len());
+            here.copy_from(&bytes[..len]);
+            (at, bytes) = (0, &bytes[len..]);
+        }
+    }
+
     /// Cuts off what is at `at` and behind it, and returns it.
     pub fn split_off(&mut self, at: usize) -> Slices<'m> {
         let mut before = 0;
@@ -85,6 +108,12 @@ impl<'m> Slices<'m> {
     }
 }
 
+impl<'m> Extend<Slice<'m>> for Slices<'m> {
+    fn extend<T: IntoIterator<Item = Slice<'m>>>(&mut self, slices: T) {
+        self.0.extend(slices);
+    }
+}
+
 impl<'m> FromIterator<Slice<'m>> for Slices<'m> {
     fn from_iter<T: IntoIterator<Item = Slice<'m>>>(slices: T) -> Self {
         Slices(slices.into_iter().collect())
@@ -124,6 +153,15 @@ mod tests {
             assert_eq!(back.copy_to(&mut copy[at..]), 7 - at);
             assert_eq!(copy, [0, 1, 2, 3, 4, 5, 6], "cut at {at}");
         }
+    }
+
+    #[test]
+    fn bytes_are_overwritten_where_they_are() {
+        let mut pieces = [vec![0; 3], vec![0; 1], vec![0; 2]];
+        slices(&mut pieces).write_at(2, b"abc");
+        slices(&mut pieces).write_at(5, b"xyz");
+        slices(&mut pieces).write_at(6, b"!");
+        assert_eq!(pieces.concat(), b"\0\0abcx");
     }
 
     #[test]

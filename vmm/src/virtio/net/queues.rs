@@ -1,0 +1,205 @@
+//! The device's thread: takes turns at receiving and transmitting, and sleeps until there is something to do.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::time::Instant;
+
+use virtio_queue::QueueT;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::receive::Receiver;
+use super::tap::Tap;
+use super::{Counters, transmit, used};
+use crate::error::{Error, Result};
+use crate::virtio::chain;
+use crate::virtio::rate::RateLimiter;
+use crate::virtio::{Activation, Interrupt};
+
+/// Frames in one direction before the other gets its turn.
+pub const TURN: usize = 64;
+
+const RX: usize = 0;
+const TX: usize = 1;
+/// Tokens: the kicks have their queues' numbers.
+const STOP: u64 = 2;
+const TAP: u64 = 3;
+
+/// When to go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// At once: the turn is over, the work is not.
+    Now,
+    /// When something has happened.
+    Event,
+    /// Then, or when something has happened.
+    At(Instant),
+}
+
+/// What lives as long as the device.
+pub struct Host {
+    tap: Tap,
+    mtu: u16,
+    epoll: Epoll,
+    receive_rate: RateLimiter,
+    transmit_rate: RateLimiter,
+    counters: Arc<Counters>,
+}
+
+/// What the thread owns.
+pub struct Work {
+    /// The host's side.
+    pub host: Host,
+    /// The guest's.
+    pub activation: Activation,
+}
+
+impl Host {
+    /// Watches the tap.
+    pub fn new(
+        tap: Tap,
+        mtu: u16,
+        [receive_rate, transmit_rate]: [RateLimiter; 2],
+        counters: Arc<Counters>,
+    ) -> io::Result<Self> {
+        let epoll = Epoll::new()?;
+        let interest = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
+        let event = EpollEvent::new(interest, TAP);
+        epoll.ctl(ControlOperation::Add, tap.file().as_raw_fd(), event)?;
+        Ok(Host {
+            tap,
+            mtu,
+            epoll,
+            receive_rate,
+            transmit_rate,
+            counters,
+        })
+    }
+}
+
+impl Work {
+    /// Serves until `stop` is signalled.
+    pub fn run(&mut self, stop: &EventFd) -> Result<()> {
+        let failed = Error::io("a network device's epoll");
+        self.control(stop, || ControlOperation::Add)
+            .map_err(failed)?;
+        let served = self.serve();
+        let failed = Error::io("a network device's epoll");
+        self.control(stop, || ControlOperation::Delete)
+            .map_err(failed)?;
+        served
+    }
+
+    fn control(&self, stop: &EventFd, operation: fn() -> ControlOperation) -> io::Result<()> {
+        let kicks = self.activation.kicks.iter().zip(0..STOP);
+        for (event, token) in kicks.chain([(stop, STOP)]) {
+            let interest = EpollEvent::new(EventSet::IN, token);
+            let epoll = &self.host.epoll;
+            epoll.ctl(operation(), event.as_raw_fd(), interest)?;
+        }
+        Ok(())
+    }
+
+    fn serve(&mut self) -> Result<()> {
+        let Work { host, activation } = self;
+        let Activation {
+            memory,
+            queues,
+            kicks,
+            interrupt,
+            features,
+        } = activation;
+        let [rx, tx] = &mut queues[..] else {
+            return Err(Error::Stopped("a network device without its queues".into()));
+        };
+        if !rx.ready() || !tx.ready() {
+            return Err(Error::Stopped("a driver left a queue out".into()));
+        }
+        let offload = host.tap.set_offload(*features);
+        offload.map_err(Error::io("TUNSETOFFLOAD"))?;
+        let mut receiver = Receiver::new(memory, *features, host.mtu);
+        let mut writable = true;
+        let served = loop {
+            let mut told = Told {
+                interrupt,
+                wanted: false,
+            };
+            let before = rx.next_used();
+            let received = receiver.turn(rx, &host.tap, &mut host.receive_rate, &host.counters);
+            told.wanted |= used::wants_interrupt(rx, memory, before)?;
+            let transmitted = transmit::turn(
+                tx,
+                memory,
+                &host.tap,
+                &mut writable,
+                &mut host.transmit_rate,
+                &host.counters,
+            );
+            told.wanted |= tx.needs_notification(memory).map_err(chain::broken)?;
+            told.tell()?;
+            let (received, transmitted) = match (received, transmitted) {
+                (Ok(received), Ok(transmitted)) => (received, transmitted),
+                (Err(error), _) | (_, Err(error)) => break Err(error),
+            };
+            let mut events = [EpollEvent::default(); 4];
+            let timeout_ms = timeout_ms(received, transmitted);
+            let count = match host.epoll.wait(timeout_ms, &mut events) {
+                Ok(count) => count,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => 0,
+                Err(e) => break Err(Error::io("a network device's epoll")(e)),
+            };
+            let mut stopped = false;
+            for event in &events[..count] {
+                match event.data() {
+                    STOP => stopped = true,
+                    TAP => {
+                        receiver.readable |= event.event_set() != EventSet::OUT;
+                        writable |= event.event_set() != EventSet::IN;
+                    }
+                    token @ (0 | 1) => drop(kicks[token as usize].read()),
+                    _ => {}
+                }
+            }
+            if stopped {
+                break Ok(());
+            }
+        };
+        let before = rx.next_used();
+        receiver.finish(rx)?;
+        if used::wants_interrupt(rx, memory, before)? {
+            interrupt.used()?;
+        }
+        served
+    }
+}
+
+/// One interrupt for both directions.
+struct Told<'a> {
+    interrupt: &'a Interrupt,
+    wanted: bool,
+}
+
+impl Told<'_> {
+    fn tell(self) -> Result<()> {
+        match self.wanted {
+            true => self.interrupt.used(),
+            false => Ok(()),
+        }
+    }
+}
+
+fn timeout_ms(received: Next, transmitted: Next) -> i32 {
+    let wait = |next| match next {
+        Next::Now => 0,
+        Next::Event => -1,
+        Next::At(at) => {
+            let left = at.saturating_duration_since(Instant::now());
+            left.as_millis().min(1000) as i32 + 1
+        }
+    };
+    match (wait(received), wait(transmitted)) {
+        (-1, wait) | (wait, -1) => wait,
+        (one, other) => one.min(other),
+    }
+}
