@@ -50,12 +50,12 @@ impl KernelLog {
                 let mut device: &File = device;
                 let _ = device.write(record.as_bytes());
             }
-            None => eprintln!("{}", &record[3..]),
+            None => eprint!("{}", &record[3..]),
         }
     }
 }
 
-/// One line, not too long, cut between characters.
+/// One line, not too long, cut between characters. The kernel holds a record back that does not end its line.
 fn record(level: u8, message: &str) -> String {
     let mut record = format!("<{level}>caisson-agent: ");
     for c in message.chars() {
@@ -64,6 +64,7 @@ fn record(level: u8, message: &str) -> String {
         }
         record.push(if c == '\n' { ' ' } else { c });
     }
+    record.push('\n');
     record
 }
 
@@ -115,7 +116,7 @@ mod tests {
 
     #[test]
     fn a_record_is_one_short_line() {
-        assert_eq!(record(3, "a\nb"), "<3>caisson-agent: a b");
+        assert_eq!(record(3, "a\nb"), "<3>caisson-agent: a b\n");
         let long = record(6, &"ü".repeat(5000));
         assert!(long.len() <= RECORD_BYTES + 4 && long.is_char_boundary(long.len()));
     }
