@@ -251,12 +251,6 @@ pub(crate) fn check_host(
             "--volumes-from is not available: this version of caisson has no volumes yet",
         ));
     }
-    if let Some((key, _)) = host.storage_opt.iter().flatten().next() {
-        return Err(Error::invalid(format!(
-            "--storage-opt {key}: the size of a container's file system cannot be limited with overlay directories; put \
-             --data-root on a file system of its own to bound all of them"
-        )));
-    }
     let policy = &host.restart_policy;
     let policy = Policy::parse(&policy.name, policy.maximum_retry_count).map_err(Error::invalid)?;
     if host.auto_remove && policy != Policy::No {

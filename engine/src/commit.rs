@@ -2,12 +2,13 @@
 //!
 //! Must not know: how an image is stored.
 
-use crate::container::Message;
+use caisson_api as api;
+
+use crate::container::{Container, Message};
 use crate::error::{Error, Result};
 use crate::image_source::Commit;
-use crate::open::dir_of;
 use crate::options::CommitOptions;
-use crate::records::Status;
+use crate::records::{Status, View};
 use crate::{Engine, merge};
 
 impl Engine {
@@ -35,9 +36,27 @@ impl Engine {
             container.ask(|reply| Message::Pause { reply }).await?;
         }
         let comment = options.comment.clone();
+        let result = self.commit_now(&container, &view, config, options).await;
+        if paused_by_us && let Err(e) = container.ask(|reply| Message::Unpause { reply }).await {
+            tracing::error!(container = view.id, error = %e, "the container could not be unpaused after the commit");
+        }
+        let image = result?;
+        let more = [("imageID", image.clone()), ("comment", comment)];
+        self.inner
+            .container_event(&container.view(), "commit", &more);
+        Ok(image)
+    }
+
+    async fn commit_now(
+        &self,
+        container: &Container,
+        view: &View,
+        config: api::ContainerConfig,
+        options: CommitOptions,
+    ) -> Result<String> {
         let commit = Commit {
             parent: view.definition.image_id.clone(),
-            upper: dir_of(&self.inner, &view.id).upper(),
+            own: self.own_files(container).await?,
             config,
             created_by: std::iter::once(&view.definition.path)
                 .chain(&view.definition.args)
@@ -48,14 +67,6 @@ impl Engine {
             comment: options.comment,
             reference: options.reference.filter(|r| !r.is_empty()),
         };
-        let result = self.inner.image_source.commit(commit).await;
-        if paused_by_us && let Err(e) = container.ask(|reply| Message::Unpause { reply }).await {
-            tracing::error!(container = view.id, error = %e, "the container could not be unpaused after the commit");
-        }
-        let image = result?;
-        let more = [("imageID", image.clone()), ("comment", comment)];
-        self.inner
-            .container_event(&container.view(), "commit", &more);
-        Ok(image)
+        self.inner.image_source.commit(commit).await
     }
 }

@@ -7,14 +7,15 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use caisson_api as api;
-use caisson_runtime::{PathStat, TarStream, WriteOptions};
+use caisson_runtime::{PathStat, RootfsForm, TarStream, WriteOptions};
 use tokio::io::{AsyncRead, ReadBuf};
 
-use crate::Engine;
-use crate::container::{Lease, Message};
+use crate::container::{Container, Lease, Message};
 use crate::error::{Error, ErrorKind, Result};
+use crate::image_source::OwnFiles;
 use crate::open::dir_of;
 use crate::options::PathWriteOptions;
+use crate::{Engine, disk};
 
 /// A tar stream that keeps its sandbox as long as it is read.
 struct Leased {
@@ -136,15 +137,26 @@ impl Engine {
 
     /// `GET /containers/ID/changes`.
     pub async fn changes(&self, id: &str) -> Result<Vec<api::FilesystemChange>> {
-        let view = self.inner.container(id)?.view();
-        let upper = dir_of(&self.inner, &view.id).upper();
-        let lower = view
-            .definition
-            .layers
-            .iter()
-            .map(|l| self.inner.config.data_root.join(l))
-            .collect();
-        self.inner.image_source.changes(upper, lower).await
+        let container = self.inner.container(id)?;
+        let own = self.own_files(&container).await?;
+        let lower = disk::layers(&self.inner, &container.view());
+        self.inner.image_source.changes(own, lower).await
+    }
+
+    /// What a container has beyond its image: on the host, or as its sandbox packs it.
+    pub(crate) async fn own_files(&self, container: &Container) -> Result<OwnFiles> {
+        let view = container.view();
+        match disk::form(&self.inner, view.definition.isolation) {
+            RootfsForm::Overlay => Ok(OwnFiles::Upper(dir_of(&self.inner, &view.id).upper())),
+            RootfsForm::Block => {
+                let lease = container.ask(|reply| Message::Files { reply }).await?;
+                let stream = lease.sandbox.changes().await?;
+                Ok(OwnFiles::Layer(Box::pin(Leased {
+                    stream,
+                    _lease: lease,
+                })))
+            }
+        }
     }
 }
 

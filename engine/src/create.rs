@@ -14,7 +14,7 @@ use crate::records::{self, Definition, State, View};
 use crate::spec::files;
 use crate::spec::idmap::IdMap;
 use crate::spec::namespaces::Choice;
-use crate::{Engine, Inner, admission, init_layer, merge, names};
+use crate::{Engine, Inner, admission, disk, init_layer, merge, names};
 
 /// CPUs that may be asked for.
 pub(crate) fn cpus_online() -> usize {
@@ -73,6 +73,8 @@ impl Engine {
         admission::check_networks(&host, networking_config.as_ref())?;
         admission::settle(inner, isolation, &mut host, &mut warnings)?;
         let namespaces = admission::check_host(inner, &config, &host, &mut warnings)?;
+        let form = disk::form(inner, isolation);
+        let disk_bytes = disk::size_bytes(form, &host, inner.config.default_disk_bytes)?;
         if namespaces.network == Choice::Host && config.hostname.is_empty() {
             config.hostname = host_name();
         }
@@ -116,7 +118,9 @@ impl Engine {
             id: id.clone(),
             armed: true,
         };
-        let view = self.record_and_make(&id, name, definition).await?;
+        let view = self
+            .record_and_make(&id, name, definition, disk_bytes)
+            .await?;
         guard.armed = false;
         if inner
             .image_source
@@ -146,6 +150,7 @@ impl Engine {
         id: &str,
         name: String,
         definition: Definition,
+        disk_bytes: Option<u64>,
     ) -> Result<View> {
         let inner = &self.inner;
         let durability = inner.durability(&definition);
@@ -165,13 +170,16 @@ impl Engine {
             id.to_string(),
         );
         let (target, idmap) = (dir.clone(), definition.idmap);
-        let made =
-            tokio::task::spawn_blocking(move || make_dir(&target, &config, &host, &made_id, idmap))
-                .await
-                .map_err(|e| {
-                    Error::internal(format!("making the container's directory failed: {e}"))
-                })
-                .and_then(|r| r);
+        let made = tokio::task::spawn_blocking(move || {
+            make_dir(&target, &config, &host, &made_id, idmap)?;
+            match disk_bytes {
+                Some(bytes) => disk::make(&target, bytes, durability),
+                None => make_overlay(&target),
+            }
+        })
+        .await
+        .map_err(|e| Error::internal(format!("making the container's directory failed: {e}")))
+        .and_then(|r| r);
         if let Err(e) = made {
             let _ = inner.delete_dir(dir.path().to_path_buf()).await;
             inner.db.delete(id.into(), Durability::Written).await?;
@@ -201,17 +209,10 @@ fn make_dir(
     let fail = |path: &std::path::Path, e: std::io::Error| {
         Error::io(format!("cannot create {}", path.display()), &e)
     };
-    let make = |path: &std::path::Path, mode: u32| {
-        std::fs::DirBuilder::new()
-            .mode(mode)
-            .create(path)
-            .map_err(|e| fail(path, e))
-    };
-    make(dir.path(), 0o710)?;
-    make(&dir.upper(), 0o755)?;
-    make(&dir.work(), 0o700)?;
-    std::fs::set_permissions(dir.upper(), std::fs::Permissions::from_mode(0o755))
-        .map_err(|e| fail(&dir.upper(), e))?;
+    std::fs::DirBuilder::new()
+        .mode(0o710)
+        .create(dir.path())
+        .map_err(|e| fail(dir.path(), e))?;
     let own = dir.own_files();
     // Bound as they are, not shifted like the root file system: they belong to the container's root from the start.
     let (uid, gid) = idmap.map_or((None, None), |m| (Some(m.first_uid), Some(m.first_gid)));
@@ -225,6 +226,19 @@ fn make_dir(
     write(&own.hosts, files::hosts(config, host, id)?)?;
     let resolv = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
     write(&own.resolv_conf, files::resolv_conf(&resolv, host))
+}
+
+/// The directories that the host stacks on the image's.
+fn make_overlay(dir: &Dir) -> Result<()> {
+    use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+    for (path, mode) in [(dir.upper(), 0o755), (dir.work(), 0o700)] {
+        std::fs::DirBuilder::new()
+            .mode(mode)
+            .create(&path)
+            .and_then(|()| std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)))
+            .map_err(|e| Error::io(format!("cannot create {}", path.display()), &e))?;
+    }
+    Ok(())
 }
 
 /// What the host calls itself.

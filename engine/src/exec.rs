@@ -118,11 +118,9 @@ pub(crate) async fn process(
     let (inner, id, definition) = (inner.clone(), view.id.clone(), view.definition.clone());
     let task = tokio::task::spawn_blocking(move || {
         let dir = Dir::new(&inner.config.data_root, &id);
-        let layers: Vec<_> = definition
-            .layers
-            .iter()
-            .map(|l| inner.config.data_root.join(l))
-            .collect();
+        let layers = definition.layers.iter();
+        let layers: Vec<_> = layers.map(|l| inner.config.data_root.join(l)).collect();
+        // Of a disk nothing is seen from here: there the image's accounts count.
         let accounts = rootfs::accounts(&dir.upper(), &layers)?;
         let user = if request.user.is_empty() {
             &definition.config.user

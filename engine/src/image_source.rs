@@ -5,6 +5,7 @@
 use std::path::PathBuf;
 
 use caisson_api as api;
+use caisson_runtime::TarStream;
 
 use crate::error::Result;
 
@@ -26,21 +27,30 @@ pub(crate) trait ImageSource: Send + Sync {
     async fn runnable(&self, reference: &str, platform: Option<&str>) -> Result<RunnableImage>;
     /// Size of an image that is (still) there.
     fn size_bytes(&self, id: &str) -> Option<u64>;
-    /// What an upper directory changes.
+    /// These layers, the topmost of them not the image's, as one read-only file for a block device.
+    async fn block_form(&self, id: &str, layers: Vec<PathBuf>) -> Result<PathBuf>;
+    /// What a container changes.
     async fn changes(
         &self,
-        upper: PathBuf,
+        own: OwnFiles,
         lower: Vec<PathBuf>,
     ) -> Result<Vec<api::FilesystemChange>>;
-    /// Makes an image of a parent and an upper directory; answers its id.
+    /// Makes an image of a parent and a container's files; answers its id.
     async fn commit(&self, commit: Commit) -> Result<String>;
 }
 
+/// What a container has beyond its image.
+pub(crate) enum OwnFiles {
+    /// An overlay's upper directory.
+    Upper(PathBuf),
+    /// A layer as its sandbox packs it.
+    Layer(TarStream),
+}
+
 /// A commit, as data.
-#[derive(Clone, Debug)]
 pub(crate) struct Commit {
     pub parent: String,
-    pub upper: PathBuf,
+    pub own: OwnFiles,
     pub config: api::ContainerConfig,
     /// What made the layer: the container's command.
     pub created_by: String,

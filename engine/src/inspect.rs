@@ -4,11 +4,11 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use caisson_api as api;
+use caisson_runtime::RootfsForm;
 
-use crate::Engine;
 use crate::error::{Error, Result};
 use crate::list::network_name;
 use crate::logs::Driver;
@@ -16,6 +16,7 @@ use crate::open::dir_of;
 use crate::records::{Status, View};
 use crate::spec::mounts;
 use crate::spec::security::Security;
+use crate::{Engine, disk};
 
 impl Engine {
     /// `GET /containers/ID/json`.
@@ -32,17 +33,21 @@ impl Engine {
         } else {
             (None, None)
         };
-        let layers: Vec<String> = definition
-            .layers
-            .iter()
-            .map(|l| text(&self.inner.config.data_root.join(l)))
-            .collect();
-        let data = BTreeMap::from([
-            ("LowerDir".to_string(), layers.join(":")),
-            ("UpperDir".to_string(), text(&dir.upper())),
-            ("WorkDir".to_string(), text(&dir.work())),
-            ("MergedDir".to_string(), String::new()),
-        ]);
+        let layers = disk::layers(&self.inner, &view);
+        let layers: Vec<String> = layers.iter().map(|l| text(l)).collect();
+        let mut data = BTreeMap::from([("LowerDir".to_string(), layers.join(":"))]);
+        let driver = match disk::form(&self.inner, definition.isolation) {
+            RootfsForm::Overlay => {
+                data.insert("UpperDir".to_string(), text(&dir.upper()));
+                data.insert("WorkDir".to_string(), text(&dir.work()));
+                data.insert("MergedDir".to_string(), String::new());
+                "overlay2"
+            }
+            RootfsForm::Block => {
+                data.insert("Disk".to_string(), text(&dir.disk()));
+                "block"
+            }
+        };
         let execs = self.inner.execs.of(&view.id);
         Ok(api::ContainerInspect {
             id: view.id.clone(),
@@ -61,14 +66,14 @@ impl Engine {
             },
             name: format!("/{}", view.name),
             restart_count: i64::from(view.state.restart_count),
-            driver: "overlay2".into(),
+            driver: driver.into(),
             platform: definition.platform.clone(),
             app_armor_profile: apparmor(&definition.host),
             exec_ids: Some(execs).filter(|e| !e.is_empty()),
             host_config: definition.host.clone(),
             graph_driver: api::GraphDriver {
                 data: Some(data),
-                name: "overlay2".into(),
+                name: driver.into(),
             },
             size_rw,
             size_root_fs,
@@ -81,19 +86,18 @@ impl Engine {
 
     /// Bytes the container wrote, and those with its image's.
     pub(crate) async fn sizes(&self, view: &View) -> Result<(i64, i64)> {
-        let upper = dir_of(&self.inner, &view.id).upper();
-        let layers: Vec<PathBuf> = view
-            .definition
-            .layers
-            .iter()
-            .map(|l| self.inner.config.data_root.join(l))
-            .collect();
+        let dir = dir_of(&self.inner, &view.id);
+        let layers = disk::layers(&self.inner, view);
+        let form = disk::form(&self.inner, view.definition.isolation);
         let known = self
             .inner
             .image_source
             .size_bytes(&view.definition.image_id);
         let task = tokio::task::spawn_blocking(move || {
-            let rw = bytes_below(&upper);
+            let rw = match form {
+                RootfsForm::Overlay => bytes_below(&dir.upper()),
+                RootfsForm::Block => disk::written_bytes(&dir.disk()),
+            };
             let lower = known.unwrap_or_else(|| layers.iter().map(|l| bytes_below(l)).sum());
             (rw, rw.saturating_add(lower))
         });

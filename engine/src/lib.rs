@@ -21,6 +21,7 @@ mod container;
 mod copy;
 mod create;
 mod db;
+mod disk;
 mod error;
 mod events;
 mod exec;

@@ -37,6 +37,8 @@ pub struct Config {
     pub runtimes: BTreeMap<String, Isolation>,
     /// `--default-shm-size` in bytes.
     pub default_shm_size_bytes: u64,
+    /// `--default-disk-size`: how large the disk of a container is where its isolation gives it one.
+    pub default_disk_bytes: u64,
     /// `--init`: run an init in every container that does not say otherwise.
     pub init: bool,
     /// `--cgroup-parent`.
@@ -65,6 +67,7 @@ impl Config {
             log_opts: BTreeMap::new(),
             runtimes: BTreeMap::new(),
             default_shm_size_bytes: 64 << 20,
+            default_disk_bytes: 10 << 30,
             init: false,
             cgroup_parent: None,
             live_restore: true,

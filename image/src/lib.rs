@@ -42,7 +42,7 @@ mod spool;
 mod store;
 
 pub use block::BlockForm;
-pub use changes::{Change, ChangeKind, changes};
+pub use changes::{Change, ChangeKind, changes, changes_in_archive};
 pub use collect::Collected;
 pub use commit::{Commit, CommitSource, Import};
 pub use compression::Compression;

@@ -5,13 +5,14 @@
 mod fixture;
 
 use std::io::Cursor;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 use caisson_image::{
     Change, ChangeKind, Commit, CommitSource, Digest, Error, Import, InUse, PruneFilter, Removed,
-    RunConfig, Store, changes, silent,
+    RunConfig, Store, changes, changes_in_archive, silent,
 };
 use fixture::*;
 
@@ -363,6 +364,17 @@ async fn changes_are_told_as_docker_diff_tells_them() {
             "D /o/hidden",
         ]
     );
+    // The same as a layer's archive, which is how a microVM tells it.
+    let mut archive = Vec::new();
+    let root = std::fs::File::open(&upper).unwrap();
+    let options = caisson_archive::PackOptions::layer();
+    let (all, bare) = (Path::new("/"), Path::new(""));
+    caisson_archive::pack(root.as_fd(), all, bare, &mut archive, &options).unwrap();
+    assert_eq!(
+        changes_in_archive(&archive[..], &lowers).unwrap(),
+        changes(&upper, &lowers).unwrap()
+    );
+    assert!(changes_in_archive(&archive[..archive.len() / 2], &lowers).is_err());
 }
 
 fn in_use(image: &Digest, running: bool) -> Vec<InUse> {

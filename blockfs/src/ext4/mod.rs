@@ -63,6 +63,18 @@ pub struct Formatted {
     pub free_bytes: u64,
 }
 
+/// How many bytes a freshly formatted disk of this length stores; the rest are holes.
+///
+/// # Errors
+/// [`Error::Size`] when it cannot be formatted.
+pub fn stored_bytes(size_bytes: u64) -> Result<u64> {
+    let geometry = Geometry::new(size_bytes)?;
+    let options = Options::new(size_bytes);
+    let disk = Disk::new(&geometry, &options);
+    let blocks = |(_, bytes): (u64, Vec<u8>)| (bytes.len() as u64).next_multiple_of(BLOCK_BYTES);
+    Ok(disk.blocks().into_iter().map(blocks).sum())
+}
+
 /// Formats a disk that appears at `path` complete, or not at all. Blocks.
 ///
 /// # Errors

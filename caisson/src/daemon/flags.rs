@@ -74,6 +74,9 @@ pub struct Flags {
     /// Size of /dev/shm in containers that do not set it
     #[arg(long, value_name = "BYTES")]
     pub default_shm_size: Option<String>,
+    /// Size of a microVM's own disk when its container does not set it (--storage-opt size=)
+    #[arg(long, value_name = "BYTES")]
+    pub default_disk_size: Option<String>,
     /// Log driver of containers that do not set it: json-file, local or none
     #[arg(long, value_name = "DRIVER")]
     pub log_driver: Option<String>,

@@ -211,6 +211,9 @@ fn engine_config(settings: &Settings) -> caisson_engine::Config {
     config.default_ulimits = settings.default_ulimits.clone();
     config.log_driver = settings.log_driver.clone();
     config.log_opts = settings.log_opts.clone();
+    if let Some(bytes) = settings.default_disk_bytes {
+        config.default_disk_bytes = bytes;
+    }
     if let Some(bytes) = settings.default_shm_size_bytes {
         config.default_shm_size_bytes = bytes;
     }

@@ -31,6 +31,7 @@ pub struct Settings {
     /// Name, soft, hard.
     pub default_ulimits: Vec<(String, i64, i64)>,
     pub default_shm_size_bytes: Option<u64>,
+    pub default_disk_bytes: Option<u64>,
     pub log_driver: String,
     pub log_opts: BTreeMap<String, String>,
     pub insecure_registries: Vec<String>,
@@ -93,6 +94,7 @@ pub struct ConfigFile {
     userns_remap: Option<String>,
     default_ulimits: Option<BTreeMap<String, FileUlimit>>,
     default_shm_size: Option<String>,
+    default_disk_size: Option<String>,
     log_driver: Option<String>,
     log_opts: Option<BTreeMap<String, String>>,
     insecure_registries: Option<Vec<String>>,
@@ -304,6 +306,18 @@ pub fn resolve(flags: Flags, file: ConfigFile) -> Result<Settings, String> {
             .map(|t| {
                 parse_bytes(&t).ok_or(format!(
                     "default-shm-size {t:?} is not a size: write 64m, 1g, …"
+                ))
+            })
+            .transpose()?,
+        default_disk_bytes: once
+            .of(
+                "default-disk-size",
+                flags.default_disk_size,
+                file.default_disk_size,
+            )
+            .map(|t| {
+                parse_bytes(&t).ok_or(format!(
+                    "default-disk-size {t:?} is not a size: write 512m, 20g, …"
                 ))
             })
             .transpose()?,

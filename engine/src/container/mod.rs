@@ -174,6 +174,10 @@ impl Dir {
     pub(crate) fn work(&self) -> PathBuf {
         self.0.join("work")
     }
+    /// The disk of a container whose isolation wants block devices.
+    pub(crate) fn disk(&self) -> PathBuf {
+        self.0.join("disk.ext4")
+    }
     pub(crate) fn own_files(&self) -> crate::spec::OwnFiles {
         crate::spec::OwnFiles {
             hostname: self.0.join("hostname"),

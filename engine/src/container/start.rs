@@ -18,10 +18,10 @@ use crate::Inner;
 use crate::error::{Error, ErrorKind, Result};
 use crate::logs;
 use crate::records::{Definition, Status, View};
-use crate::rootfs;
 use crate::spec::namespaces::{Choice, Ipc, Namespaces};
 use crate::spec::security::{Seccomp, Security};
 use crate::spec::{self, Joined, OwnFiles, Plan, devices, files, mounts};
+use crate::{disk, rootfs};
 
 /// Destroys a sandbox unless the start succeeded.
 struct Undo(Option<Arc<dyn Sandbox>>);
@@ -172,26 +172,26 @@ pub(super) async fn prepare(
     inner: &Arc<Inner>,
     view: &View,
 ) -> Result<(SandboxSpec, Stdio, Option<TtySize>)> {
-    let definition = view.definition.clone();
-    let namespaces = Namespaces::read(&definition.host)?;
+    let namespaces = Namespaces::read(&view.definition.host)?;
     let dir = Dir::new(&inner.config.data_root, &view.id);
     let shared = joined(inner, &namespaces, dir.own_files())?;
-    let (inner, id) = (inner.clone(), view.id.clone());
-    let task = tokio::task::spawn_blocking(move || {
-        assemble(&inner, &id, &definition, &namespaces, shared, &dir)
-    });
+    let rootfs = disk::rootfs(inner, view).await?;
+    let (inner, view) = (inner.clone(), view.clone());
+    let task =
+        tokio::task::spawn_blocking(move || assemble(&inner, &view, &namespaces, shared, rootfs));
     task.await
         .map_err(|e| Error::internal(format!("preparing the container failed: {e}")))?
 }
 
 fn assemble(
     inner: &Inner,
-    id: &str,
-    definition: &Definition,
+    view: &View,
     namespaces: &Namespaces,
     shared: Shared,
-    dir: &Dir,
+    rootfs: Rootfs,
 ) -> Result<(SandboxSpec, Stdio, Option<TtySize>)> {
+    let definition = &view.definition;
+    let dir = Dir::new(&inner.config.data_root, &view.id);
     let host = &definition.host;
     let mut config = std::borrow::Cow::Borrowed(&definition.config);
     if let Some(hostname) = shared.hostname {
@@ -220,21 +220,8 @@ fn assemble(
         }
         all
     };
-    let layers: Vec<_> = definition
-        .layers
-        .iter()
-        .map(|l| inner.config.data_root.join(l))
-        .collect();
-    for layer in &layers {
-        if !layer.is_dir() {
-            return Err(Error::internal(format!(
-                "a layer of the container's image is missing: {}: load or pull the image {} again",
-                layer.display(),
-                config.image
-            )));
-        }
-    }
-    let accounts = rootfs::accounts(&dir.upper(), &layers)?;
+    // Of a disk nothing is seen from here: there the image's accounts count.
+    let accounts = rootfs::accounts(&dir.upper(), &disk::layers(inner, view))?;
     let identity = accounts.resolve(&config.user, host.group_add.as_deref().unwrap_or_default())?;
     if namespaces.network == Choice::Host {
         refresh_host_files(host, &own)?;
@@ -261,7 +248,7 @@ fn assemble(
         parent => parent,
     };
     let oci = spec::build(&Plan {
-        id,
+        id: &view.id,
         config,
         host,
         args,
@@ -280,15 +267,10 @@ fn assemble(
         cgroup_v2: inner.cgroup_v2,
         console_size,
     })?;
-    let rootfs = Rootfs::Overlay {
-        lower: layers,
-        upper: dir.upper(),
-        work: dir.work(),
-    };
     let stdio = Stdio {
         stdin: config.open_stdin,
         stdin_once: config.stdin_once,
-        log: log_file(host, dir)?,
+        log: log_file(host, &dir)?,
     };
     let size = console_size
         .filter(|_| config.tty)
@@ -382,13 +364,6 @@ pub(super) async fn create_idle(
     runtime: &Arc<dyn Runtime>,
     view: &View,
 ) -> Result<Arc<dyn Sandbox>> {
-    let dir = Dir::new(&inner.config.data_root, &view.id);
-    let layers: Vec<_> = view
-        .definition
-        .layers
-        .iter()
-        .map(|l| inner.config.data_root.join(l))
-        .collect();
     let config = api::ContainerConfig {
         hostname: "idle".into(),
         ..api::ContainerConfig::default()
@@ -419,11 +394,7 @@ pub(super) async fn create_idle(
         cgroup_v2: inner.cgroup_v2,
         console_size: None,
     })?;
-    let rootfs = Rootfs::Overlay {
-        lower: layers,
-        upper: dir.upper(),
-        work: dir.work(),
-    };
+    let rootfs = disk::rootfs(inner, view).await?;
     Ok(runtime
         .create(
             &SandboxId(view.id.clone()),

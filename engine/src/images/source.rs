@@ -9,9 +9,10 @@ use caisson_api as api;
 use caisson_image::{CommitSource, Platform};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::task::JoinHandle;
+use tokio_util::io::SyncIoBridge;
 
 use super::{Images, blocking, reference, view};
-use crate::image_source::{Commit, ImageSource, RunnableImage};
+use crate::image_source::{Commit, ImageSource, OwnFiles, RunnableImage};
 use crate::{Error, Result};
 
 #[async_trait]
@@ -48,12 +49,32 @@ impl ImageSource for Images {
         Some(self.store.by_id(&id.parse().ok()?)?.size_bytes())
     }
 
+    async fn block_form(&self, id: &str, layers: Vec<PathBuf>) -> Result<PathBuf> {
+        let id = id.parse()?;
+        let image = self
+            .store
+            .by_id(&id)
+            .ok_or_else(|| Error::not_found(format!("No such image: {id}")))?;
+        // What is not the image's own lies above it: the mount points, or the empty layer of an image without any.
+        let above = layers.len().saturating_sub(image.layers().len());
+        let above = layers.into_iter().take(above).collect();
+        Ok(self.store.block_form(&id, above).await?.path)
+    }
+
     async fn changes(
         &self,
-        upper: PathBuf,
+        own: OwnFiles,
         lower: Vec<PathBuf>,
     ) -> Result<Vec<api::FilesystemChange>> {
-        let changes = blocking(move || Ok(caisson_image::changes(&upper, &lower)?)).await?;
+        let handle = tokio::runtime::Handle::current();
+        let changes = blocking(move || match own {
+            OwnFiles::Upper(upper) => Ok(caisson_image::changes(&upper, &lower)?),
+            OwnFiles::Layer(tar) => {
+                let tar = SyncIoBridge::new_with_handle(tar, handle);
+                Ok(caisson_image::changes_in_archive(tar, &lower)?)
+            }
+        })
+        .await?;
         let row = |change: caisson_image::Change| api::FilesystemChange {
             path: change.path.display().to_string(),
             kind: match change.kind {
@@ -75,7 +96,13 @@ impl ImageSource for Images {
             .store
             .commit(caisson_image::Commit {
                 parent: Some(commit.parent.parse()?),
-                source: CommitSource::Upper(commit.upper),
+                source: match commit.own {
+                    OwnFiles::Upper(upper) => CommitSource::Upper(upper),
+                    OwnFiles::Layer(tar) => {
+                        let handle = tokio::runtime::Handle::current();
+                        CommitSource::Archive(Box::new(SyncIoBridge::new_with_handle(tar, handle)))
+                    }
+                },
                 config: super::stored_config(&commit.config)?,
                 author: commit.author,
                 comment: commit.comment,

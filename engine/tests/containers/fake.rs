@@ -40,6 +40,7 @@ pub struct FakeSandbox {
 pub struct Ledger {
     sandboxes: Mutex<BTreeMap<String, Arc<FakeSandbox>>>,
     starts: Mutex<u32>,
+    rootfs: Mutex<Vec<Rootfs>>,
 }
 
 impl Ledger {
@@ -50,6 +51,10 @@ impl Ledger {
     /// Processes started so far.
     pub fn starts(&self) -> u32 {
         *self.starts.lock().unwrap()
+    }
+    /// The root file systems of all sandboxes so far.
+    pub fn rootfs(&self) -> Vec<Rootfs> {
+        self.rootfs.lock().unwrap().clone()
     }
     /// Ends the first process of a sandbox behind the engine's back.
     pub fn end(&self, id: &str, code: i32) {
@@ -64,11 +69,11 @@ pub struct FakeRuntime {
 }
 
 impl FakeRuntime {
-    pub fn over(ledger: &Arc<Ledger>) -> Arc<dyn Runtime> {
+    pub fn over(ledger: &Arc<Ledger>, rootfs: RootfsForm) -> Arc<dyn Runtime> {
         Arc::new(FakeRuntime {
             capabilities: Capabilities {
                 isolation: Isolation::Container,
-                rootfs: RootfsForm::Overlay,
+                rootfs,
                 share_host_namespaces: true,
                 host_devices: true,
                 snapshot: false,
@@ -89,7 +94,8 @@ impl Runtime for FakeRuntime {
     fn capabilities(&self) -> &Capabilities {
         &self.capabilities
     }
-    async fn create(&self, id: &SandboxId, _spec: SandboxSpec) -> Result<Arc<dyn Sandbox>> {
+    async fn create(&self, id: &SandboxId, spec: SandboxSpec) -> Result<Arc<dyn Sandbox>> {
+        self.ledger.rootfs.lock().unwrap().push(spec.rootfs);
         let mut all = self.ledger.sandboxes.lock().unwrap();
         if all.contains_key(&id.0) {
             return Err(Error::new(
@@ -296,7 +302,14 @@ impl Sandbox for FakeSandbox {
         Ok(Box::pin(&b"tar"[..]))
     }
     async fn changes(&self) -> Result<TarStream> {
-        Ok(Box::pin(&b"tar"[..]))
+        let mut tar = tar::Builder::new(Vec::new());
+        for name in ["etc/.wh.passwd", "new"] {
+            let mut header = tar::Header::new_ustar();
+            header.set_size(0);
+            header.set_mode(0o644);
+            tar.append_data(&mut header, name, &b""[..]).unwrap();
+        }
+        Ok(Box::pin(std::io::Cursor::new(tar.into_inner().unwrap())))
     }
     async fn write_path(&self, _: &Path, _: TarStream, _: WriteOptions) -> Result<()> {
         Ok(())

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // helpers of tests, which may
 
+mod disks;
 mod fake;
 
 use std::path::Path;
@@ -18,14 +19,20 @@ struct House {
     dir: tempfile::TempDir,
     ledger: Arc<Ledger>,
     engine: Option<Engine>,
+    form: runtime::RootfsForm,
 }
 
 impl House {
     async fn new() -> House {
+        House::of(runtime::RootfsForm::Overlay).await
+    }
+
+    async fn of(form: runtime::RootfsForm) -> House {
         let mut house = House {
             dir: tempfile::tempdir().unwrap(),
             ledger: Arc::default(),
             engine: None,
+            form,
         };
         house.open().await;
         house.import().await;
@@ -34,7 +41,7 @@ impl House {
 
     async fn try_open(&self) -> Result<Engine> {
         let config = Config::new(self.dir.path().join("data"), self.dir.path().join("run"));
-        Engine::open(config, vec![FakeRuntime::over(&self.ledger)]).await
+        Engine::open(config, vec![FakeRuntime::over(&self.ledger, self.form)]).await
     }
 
     async fn open(&mut self) {
