@@ -16,6 +16,8 @@ mod instructions;
 mod memory;
 mod sys;
 mod syscall;
+#[cfg(test)]
+mod tests;
 mod xstate;
 
 use iced_x86::{Instruction, OpKind, Register};

@@ -8,7 +8,7 @@
 
 use std::arch::x86_64::__cpuid_count;
 
-use iced_x86::Instruction;
+use iced_x86::{Instruction, Mnemonic};
 use kvm_bindings::kvm_xsave;
 
 use super::cpu::{CR0_TASK_SWITCHED, Cpu, DEVICE_NOT_AVAILABLE, Exception, GENERAL_PROTECTION};
@@ -113,6 +113,16 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
     )
 }
 
+fn mxcsr(state: &[u8]) -> u32 {
+    let bytes = state[MXCSR..MXCSR + 4].try_into();
+    u32::from_le_bytes(bytes.expect("four bytes were sliced"))
+}
+
+/// XINUSE. Whether SSE is in its initial state is not tracked, which is a processor's choice (SDM 1, 13.6), and Intel's.
+fn in_use(state: &[u8]) -> u64 {
+    u64_at(state, HEADER) | 1 << SSE
+}
+
 fn has(mask: u64, component: usize) -> bool {
     mask >> component & 1 == 1
 }
@@ -129,7 +139,7 @@ pub fn save(
         return Err(GENERAL_PROTECTION);
     }
     let (state, mask, _) = begin(cpu)?;
-    let in_use = u64_at(&state, HEADER) & mask;
+    let in_use = in_use(&state) & mask;
     let header = if compact {
         [in_use, mask | COMPACTED]
     } else {
@@ -140,13 +150,17 @@ pub fn save(
     };
     let put =
         |at: usize, from: usize, size: usize| cpu.write(to + at as u64, &state[from..from + size]);
-    // XSAVE writes initial components too, XSAVEC and XSAVEOPT may leave them out: KVM's copy holds initial values
-    let wanted = if compact { in_use } else { mask };
+    // XSAVE writes initial components too, XSAVEC and XSAVEOPT leave them out: KVM's copy holds initial values
+    let optimised = matches!(
+        instruction.mnemonic(),
+        Mnemonic::Xsaveopt | Mnemonic::Xsaveopt64
+    );
+    let wanted = if compact || optimised { in_use } else { mask };
     if has(wanted, X87) {
         put(0, 0, MXCSR)?;
         put(32, 32, 128)?;
     }
-    if has(mask, SSE) || has(mask, AVX) {
+    if has(mask, SSE) || (has(mask, AVX) && !compact) {
         put(MXCSR, MXCSR, 8)?;
     }
     if has(wanted, SSE) {
@@ -197,7 +211,6 @@ pub fn restore(cpu: &mut Cpu, instruction: &Instruction, layout: &Layout) -> Res
     if !valid_header(&image[HEADER..], xcr0) {
         return Err(GENERAL_PROTECTION);
     }
-    let mut in_use = u64_at(&state, HEADER);
     if has(mask, X87) {
         if has(given, X87) {
             state[..MXCSR].copy_from_slice(&image[..MXCSR]);
@@ -209,17 +222,12 @@ pub fn restore(cpu: &mut Cpu, instruction: &Instruction, layout: &Layout) -> Res
         }
     }
     let loads_mxcsr = if compacted {
-        has(mask, SSE) && has(given, SSE) || has(mask, AVX) && has(given, AVX)
+        has(mask & given, SSE)
     } else {
         has(mask, SSE) || has(mask, AVX)
     };
     if loads_mxcsr {
-        let mxcsr = u32::from_le_bytes(
-            image[MXCSR..MXCSR + 4]
-                .try_into()
-                .expect("four bytes were sliced"),
-        );
-        if mxcsr & 0xffff_0000 != 0 {
+        if mxcsr(&image) & 0xffff_0000 != 0 {
             return Err(GENERAL_PROTECTION);
         }
         state[MXCSR..MXCSR + 4].copy_from_slice(&image[MXCSR..MXCSR + 4]);
@@ -248,7 +256,7 @@ pub fn restore(cpu: &mut Cpu, instruction: &Instruction, layout: &Layout) -> Res
             _ => into.fill(0),
         }
     }
-    in_use = (in_use & !mask) | (given & mask);
+    let in_use = (in_use(&state) & !mask) | (given & mask) | 1 << SSE;
     state[HEADER..HEADER + 8].copy_from_slice(&in_use.to_le_bytes());
 
     let mut xsave = kvm_xsave::default();

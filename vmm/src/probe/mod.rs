@@ -13,7 +13,7 @@
 //! ```
 
 mod obstacles;
-mod tiny;
+pub mod tiny;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};

@@ -24,7 +24,8 @@ use crate::sys;
 
 const SIZE: usize = 2 << 20;
 const PML4: u64 = 0x1000;
-const PAGE_TABLE: u64 = 0x4000;
+/// One entry of 8 bytes for each page.
+pub const PAGE_TABLE: u64 = 0x4000;
 const GDT: u64 = 0x5000;
 const TSS: u64 = 0x5800;
 const IDT: u64 = 0x6000;
@@ -36,7 +37,8 @@ const STACK: u64 = 0xa000;
 pub const DATA: u64 = 0x1_0000;
 /// Where user code goes.
 pub const USER_CODE: u64 = 0x2_0000;
-const USER_STACK: u64 = 0x2_2000;
+/// The end of its stack.
+pub const USER_STACK: u64 = 0x2_2000;
 
 const HLT: u8 = 0xf4;
 const PAGE: u64 = 0x1000;
@@ -139,6 +141,13 @@ impl Tiny {
         sregs.cs = segment(USER_CODE_SELECTOR, 11, 3, true);
         sregs.ss = segment(USER_DATA, 3, 3, false);
         self.place(USER_CODE, code, registers, sregs, USER_STACK)
+    }
+
+    /// CS and SS of privilege level 0.
+    #[cfg(test)]
+    pub fn kernel_segments() -> (kvm_segment, kvm_segment) {
+        let code = segment(KERNEL_CODE, 11, 0, true);
+        (code, segment(KERNEL_CODE + 8, 3, 0, false))
     }
 
     fn place(
