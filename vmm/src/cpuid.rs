@@ -1,6 +1,6 @@
 //! What the guest is told of its processor.
 
-use kvm_bindings::CpuId;
+use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 
 const LEAF_FEATURES: u32 = 1;
 const LEAF_TOPOLOGY: u32 = 0xb;
@@ -28,4 +28,73 @@ pub fn for_vcpu(mut supported: CpuId, id: u8, vcpus: u8, assisted: bool) -> CpuI
         }
     }
     supported
+}
+
+/// Leaves whose bits are features, with the registers that hold them (eax, ebx, ecx, edx) and the bits that say only what
+/// the guest's kernel has switched on (OSXSAVE, OSPKE).
+const FEATURES: [(u32, u32, [u32; 4]); 9] = [
+    (1, 0, [0, 0, !(1 << 27), !0]),
+    (7, 0, [0, !0, !(1 << 4), !0]),
+    (7, 1, [!0, 0, 0, 0]),
+    (0xd, 0, [!0, 0, 0, 0]),
+    (0xd, 1, [!0, 0, 0, 0]),
+    (0x8000_0001, 0, [0, 0, !0, !0]),
+    (0x8000_0007, 0, [0, 0, 0, !0]),
+    (0x8000_0008, 0, [0, !0, 0, 0]),
+    (LEAF_KVM_FEATURES, 0, [!0, 0, 0, 0]),
+];
+
+/// What a guest that was shown `shown` would miss on a host that shows `here`; `None` when it misses nothing.
+pub fn missing(here: &[kvm_cpuid_entry2], shown: &[kvm_cpuid_entry2]) -> Option<String> {
+    let registers = |leaves: &[kvm_cpuid_entry2], leaf, index| {
+        leaves
+            .iter()
+            .find(|e| e.function == leaf && e.index == index)
+            .map_or([0; 4], |e| [e.eax, e.ebx, e.ecx, e.edx])
+    };
+    if registers(here, 0, 0)[1..] != registers(shown, 0, 0)[1..] {
+        return Some("another vendor's processor".into());
+    }
+    for (leaf, index, masks) in FEATURES {
+        let (has, wants) = (registers(here, leaf, index), registers(shown, leaf, index));
+        for (register, name) in ["eax", "ebx", "ecx", "edx"].iter().enumerate() {
+            let lacks = wants[register] & masks[register] & !has[register];
+            if lacks != 0 {
+                return Some(format!("CPUID {leaf:#x}.{index}:{name} bits {lacks:#x}"));
+            }
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn leaf(function: u32, ecx: u32) -> kvm_cpuid_entry2 {
+        kvm_cpuid_entry2 {
+            function,
+            ecx,
+            ..kvm_cpuid_entry2::default()
+        }
+    }
+
+    #[test]
+    fn a_guest_may_move_to_a_host_with_more_features_and_to_no_other() {
+        let (old, new) = ([leaf(1, 0b101)], [leaf(1, 0b111)]);
+        assert_eq!(missing(&new, &old), None);
+        assert_eq!(
+            missing(&old, &new).as_deref(),
+            Some("CPUID 0x1.0:ecx bits 0x2")
+        );
+        // OSXSAVE is the guest's own doing
+        assert_eq!(missing(&old, &[leaf(1, 0b101 | 1 << 27)]), None);
+        let other = [leaf(0, 7), leaf(1, 0b111)];
+        assert!(
+            missing(&other, &old)
+                .expect("it differs")
+                .contains("vendor")
+        );
+        assert!(missing(&[], &[leaf(0x8000_0001, 1)]).is_some());
+    }
 }

@@ -14,6 +14,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::error::{Error, Result};
+use crate::snapshot::VcpuState;
 use crate::vcpu::{Ended, Order, Orders, Vcpu};
 use crate::worker::Entry;
 
@@ -121,6 +122,18 @@ impl Crew {
                 member.kick();
             }
         }
+    }
+
+    /// The state of each vCPU; all are paused.
+    pub fn save(&self) -> Result<Vec<VcpuState>> {
+        let save = |member: &Member| {
+            let (answer, state) = sync_channel(1);
+            let _ = member.orders.send(Order::Save(answer));
+            state
+                .recv()
+                .unwrap_or_else(|_| Err(Error::Refused("a vCPU has ended".into())))
+        };
+        self.members.iter().map(save).collect()
     }
 
     /// Out of the guest for good; returns when every thread has ended.

@@ -40,6 +40,8 @@ pub enum Error {
         what: &'static str,
         source: std::io::Error,
     },
+    #[error("the snapshot cannot be used: {0}")]
+    Snapshot(String),
     #[error("the spec of the machine cannot be used: {0}")]
     Spec(String),
     #[error("this device cannot do that")]

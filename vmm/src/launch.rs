@@ -5,9 +5,9 @@ use caisson_protocol::vmm::VmSpec;
 use crate::assist::Assist;
 use crate::console_log::ConsoleLog;
 use crate::error::{Error, Result};
-use crate::machine::{Machine, Plan};
+use crate::machine::{Machine, Origin, Plan};
 use crate::resource::{self, Access};
-use crate::{boot, devices, probe, timing};
+use crate::{boot, devices, probe, snapshot, timing};
 
 const MIB: u64 = 1 << 20;
 const LEAST_MEMORY: u64 = 16 * MIB;
@@ -28,23 +28,38 @@ pub fn launch(spec: &VmSpec, console: Option<ConsoleLog>) -> Result<Machine> {
             ConsoleLog::new(out, limit, false)?
         }
     };
-    let kernel = resource::open("the kernel", &spec.kernel, Access::Read)?;
+    let assisted = probe::needs_assist(spec.assist)?;
+    let machine = |origin| {
+        Machine::new(Plan {
+            origin,
+            vcpus: spec.vcpus,
+            memory_bytes: spec.memory_bytes,
+            devices: devices::open(spec, &console)?,
+            console,
+            assist: assisted.then(Assist::new),
+        })
+    };
+    if let Some(files) = &spec.restore {
+        let state = resource::open("the snapshot's state", &files.state, Access::Read)?;
+        let memory = resource::open("the snapshot's memory", &files.memory, Access::Read)?;
+        let state = Box::new(snapshot::State::read(&state)?);
+        state.check(spec, assisted)?;
+        return machine(Origin::Snapshot {
+            state,
+            memory: &memory,
+        });
+    }
+    let image = resource::open("the kernel", &spec.kernel, Access::Read)?;
     let open = |r| resource::open("the initramfs", r, Access::Read);
     let initramfs = spec.initramfs.as_ref().map(open).transpose()?;
-    let assisted = probe::needs_assist(spec.assist)?;
     let mut command_line = spec.command_line.clone();
     if assisted {
         command_line.push_str(boot::assisted::COMMAND_LINE);
     }
-    Machine::new(Plan {
-        kernel: &kernel,
+    machine(Origin::Kernel {
+        image: &image,
         initramfs: initramfs.as_ref(),
         command_line: &command_line,
-        vcpus: spec.vcpus,
-        memory_bytes: spec.memory_bytes,
-        devices: devices::open(spec, &console)?,
-        console,
-        assist: assisted.then(Assist::new),
     })
 }
 

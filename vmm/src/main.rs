@@ -35,6 +35,7 @@ mod probe;
 #[allow(dead_code)]
 mod resource;
 mod serial;
+mod snapshot;
 mod sys;
 mod timing;
 mod vcpu;

@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use crate::serial::Console;
+use crate::serial::{Console, Registers};
 
 const KEYBOARD_COMMAND: u16 = 0x64;
 const PULSE_RESET: u8 = 0xfe;
@@ -23,6 +23,14 @@ impl Ports {
     /// With this console.
     pub fn new(console: Console) -> Self {
         Ports(Mutex::new(console))
+    }
+
+    /// The serial port's registers.
+    pub fn serial(&self) -> Registers {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .registers()
     }
 
     /// The guest writes.

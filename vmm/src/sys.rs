@@ -8,9 +8,7 @@ use kvm_bindings::{kvm_userspace_memory_region, kvm_xsave};
 use kvm_ioctls::{VcpuFd, VmFd};
 use linux_loader::bootparam::boot_params;
 use rustix::thread::UnshareFlags;
-use vm_memory::{
-    ByteValued, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
-};
+use vm_memory::{ByteValued, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use crate::error::{Error, Result};
 
@@ -95,27 +93,6 @@ pub fn set_nonblocking(file: &File) -> std::io::Result<()> {
         return Err(std::io::Error::last_os_error());
     }
     Ok(())
-}
-
-/// Pages of the region that are in memory, as mincore says.
-pub fn resident_bytes(region: &GuestRegionMmap) -> u64 {
-    const PAGE: usize = 4096;
-    let mut pages = [0_u8; 4096];
-    let mut resident = 0;
-    let len = region.len() as usize;
-    for offset in (0..len).step_by(PAGE * pages.len()) {
-        let bytes = (len - offset).min(PAGE * pages.len());
-        // SAFETY: the range lies in the region, whose mapping lives; `pages` has a byte for each of its pages.
-        let how = unsafe {
-            let start = region.as_ptr().add(offset);
-            libc::mincore(start.cast(), bytes, pages.as_mut_ptr())
-        };
-        if how == 0 {
-            let of_this = &pages[..bytes.div_ceil(PAGE)];
-            resident += of_this.iter().filter(|p| **p & 1 == 1).count() * PAGE;
-        }
-    }
-    resident as u64
 }
 
 /// Closes every descriptor from `first` to `last`, both included.

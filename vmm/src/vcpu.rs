@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender};
 
+use kvm_bindings::kvm_cpuid_entry2;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vm_memory::GuestMemoryMmap;
 
@@ -16,6 +17,7 @@ use crate::assist::{Assist, MSR_LSTAR, VcpuAssist};
 use crate::bus::Bus;
 use crate::error::{Error, Result};
 use crate::ports::{Effect, Ports};
+use crate::snapshot::VcpuState;
 use crate::{sys, timing};
 
 const EMULATION_FAILED: u32 = 1;
@@ -51,6 +53,8 @@ pub struct Shared {
     pub assist: Option<Assist>,
     /// The guest's memory.
     pub memory: GuestMemoryMmap,
+    /// The MSRs that make up a vCPU's state.
+    pub msrs: Vec<u32>,
     /// Counters.
     pub exits: Exits,
 }
@@ -59,6 +63,8 @@ pub struct Shared {
 pub enum Order {
     /// Leave the guest; answered when nothing of an exit is left to be done.
     Pause(SyncSender<()>),
+    /// Say your state; while paused.
+    Save(SyncSender<Result<VcpuState>>),
     /// Go on.
     Resume,
     /// Leave the guest for good.
@@ -77,6 +83,7 @@ pub struct Orders {
 pub struct Vcpu {
     fd: VcpuFd,
     shared: Arc<Shared>,
+    cpuid: Vec<kvm_cpuid_entry2>,
     assist: VcpuAssist,
 }
 
@@ -92,15 +99,24 @@ fn count(counter: &AtomicU64) {
 }
 
 impl Vcpu {
-    /// Takes over a vCPU whose registers are set.
-    pub fn new(mut fd: VcpuFd, shared: Arc<Shared>) -> Self {
+    /// Takes over a vCPU whose registers are set and that was given these leaves.
+    pub fn new(mut fd: VcpuFd, shared: Arc<Shared>, cpuid: &[kvm_cpuid_entry2]) -> Self {
         if let Some(assist) = &shared.assist {
             assist.attach(&mut fd);
         }
         Vcpu {
             fd,
             shared,
+            cpuid: cpuid.to_vec(),
             assist: VcpuAssist::default(),
+        }
+    }
+
+    /// Takes over a vCPU whose registers are those of a snapshot.
+    pub fn restored(fd: VcpuFd, shared: Arc<Shared>, state: &VcpuState) -> Self {
+        Vcpu {
+            assist: VcpuAssist::restored(state.syscall_entry),
+            ..Vcpu::new(fd, shared, &state.cpuid)
         }
     }
 
@@ -134,7 +150,7 @@ impl Vcpu {
                         return Ok(Some(ended));
                     }
                 }
-                Order::Resume => {}
+                Order::Resume | Order::Save(_) => {}
                 Order::Stop => return Ok(Some(Ended::Stopped)),
             }
         }
@@ -146,7 +162,12 @@ impl Vcpu {
         loop {
             match orders.queue.recv() {
                 Ok(Order::Pause(done)) => drop(done.send(())),
-                Ok(Order::Resume) => return None,
+                Ok(Order::Save(answer)) => drop(answer.send(self.save())),
+                Ok(Order::Resume) => {
+                    // a guest with the PV clock is told that it stood still; others have nothing to be told
+                    let _ = self.fd.kvmclock_ctrl();
+                    return None;
+                }
                 Ok(Order::Stop) | Err(_) => return Some(Ended::Stopped),
             }
         }
@@ -164,6 +185,15 @@ impl Vcpu {
         };
         self.fd.set_kvm_immediate_exit(0);
         Ok(how)
+    }
+
+    fn save(&self) -> Result<VcpuState> {
+        VcpuState::save(
+            &self.fd,
+            &self.cpuid,
+            &self.shared.msrs,
+            self.assist.syscall_entry(),
+        )
     }
 
     fn enter_once(&mut self) -> Result<Turn> {

@@ -45,6 +45,20 @@ pub struct VcpuAssist {
     gate: syscall::Gate,
 }
 
+impl VcpuAssist {
+    /// Where the guest's kernel is entered, for a snapshot.
+    pub fn syscall_entry(&self) -> u64 {
+        self.gate.entry()
+    }
+
+    /// A vCPU of a snapshot, whose memory and MSRs have the gate in them.
+    pub fn restored(syscall_entry: u64) -> Self {
+        VcpuAssist {
+            gate: syscall::Gate::installed(syscall_entry),
+        }
+    }
+}
+
 impl Assist {
     /// Reads the processor's XSAVE layout, and asks KVM what it offers.
     pub fn new() -> Self {

@@ -52,6 +52,16 @@ pub struct Gate {
 }
 
 impl Gate {
+    /// A gate that is in place already.
+    pub fn installed(entry: u64) -> Self {
+        Gate { entry }
+    }
+
+    /// The kernel's entry.
+    pub fn entry(&self) -> u64 {
+        self.entry
+    }
+
     /// Remembers the kernel's entry, makes the gate in the guest's page tables, points LSTAR at it.
     pub fn install(&mut self, fd: &mut VcpuFd, memory: &GuestMemoryMmap, entry: u64) -> Result<()> {
         self.entry = entry;

@@ -126,7 +126,6 @@ const VCPU_REQUESTS: &[u64] = &[
     0x81a0_ae8c, // GET_FPU
     0x41a0_ae8d, // SET_FPU
     0x8400_ae8e, // GET_LAPIC
-    0xc008_ae91, // GET_CPUID2
     0x8004_ae98, // GET_MP_STATE
     0x8040_ae9f, // GET_VCPU_EVENTS
     0x4040_aea0, // SET_VCPU_EVENTS

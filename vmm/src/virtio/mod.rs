@@ -25,7 +25,7 @@ pub mod testing;
 mod transport;
 pub mod vsock;
 
-pub use transport::{MMIO_LEN, QUEUE_NOTIFY, Transport};
+pub use transport::{MMIO_LEN, QUEUE_NOTIFY, Transport, TransportState};
 
 use std::fs::File;
 use std::sync::Arc;
@@ -184,6 +184,15 @@ impl Interrupt {
 
     fn generation(&self) -> u32 {
         self.generation.load(Ordering::SeqCst)
+    }
+
+    /// The registers as they were; whoever had not acknowledged is interrupted again.
+    fn restore(&self, status: u32, generation: u32) -> Result<()> {
+        self.generation.store(generation, Ordering::SeqCst);
+        match status {
+            0 => Ok(()),
+            why => self.raise(why),
+        }
     }
 
     fn acknowledge(&self, bits: u32) {

@@ -7,13 +7,15 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use caisson_protocol::vmm::VmStats;
-use virtio_queue::{Queue, QueueT};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use virtio_queue::{Queue, QueueState, QueueT};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{Activation, Changed, Command, Device, F_EVENT_IDX, F_VERSION_1, Interrupt};
 use crate::bus::MmioDevice;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::timing::{self, Phase};
 
 /// Bytes of guest-physical space that a device takes.
@@ -37,6 +39,68 @@ const FAILED: u32 = 128;
 pub struct Transport {
     state: Mutex<State>,
     interrupt: Interrupt,
+}
+
+/// A device and its registers, in a snapshot.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TransportState {
+    kind: u32,
+    status: u32,
+    device_features_page: u32,
+    driver_features_page: u32,
+    driver_features: u64,
+    queue_selected: usize,
+    interrupt_status: u32,
+    generation: u32,
+    queues: Vec<QueueRegisters>,
+    /// What [`Device::save`] said.
+    device: Value,
+}
+
+/// A queue, in a snapshot.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct QueueRegisters {
+    max_size: u16,
+    size: u16,
+    ready: bool,
+    event_idx: bool,
+    next_avail: u16,
+    next_used: u16,
+    descriptors: u64,
+    available: u64,
+    used: u64,
+}
+
+impl From<&QueueState> for QueueRegisters {
+    fn from(state: &QueueState) -> Self {
+        QueueRegisters {
+            max_size: state.max_size,
+            size: state.size,
+            ready: state.ready,
+            event_idx: state.event_idx_enabled,
+            next_avail: state.next_avail,
+            next_used: state.next_used,
+            descriptors: state.desc_table,
+            available: state.avail_ring,
+            used: state.used_ring,
+        }
+    }
+}
+
+impl From<&QueueRegisters> for QueueState {
+    fn from(saved: &QueueRegisters) -> Self {
+        QueueState {
+            max_size: saved.max_size,
+            size: saved.size,
+            ready: saved.ready,
+            event_idx_enabled: saved.event_idx,
+            next_avail: saved.next_avail,
+            next_used: saved.next_used,
+            desc_table: saved.descriptors,
+            avail_ring: saved.available,
+            used_ring: saved.used,
+        }
+    }
 }
 
 struct State {
@@ -108,6 +172,81 @@ impl Transport {
             state.status |= NEEDS_RESET;
             let _ = self.interrupt.config_changed();
         }
+    }
+
+    /// Its state; the machine is paused.
+    pub fn save(&self) -> TransportState {
+        let state = self.state();
+        let queues = match &state.parked {
+            Some(activation) => &activation.queues,
+            None => &state.queues,
+        };
+        TransportState {
+            kind: state.device.kind(),
+            status: state.status,
+            device_features_page: state.device_features_page,
+            driver_features_page: state.driver_features_page,
+            driver_features: state.driver_features,
+            queue_selected: state.queue_selected,
+            interrupt_status: self.interrupt.status(),
+            generation: self.interrupt.generation(),
+            queues: queues
+                .iter()
+                .map(|q| QueueRegisters::from(&q.state()))
+                .collect(),
+            device: state.device.save(),
+        }
+    }
+
+    /// Takes a state over, which comes from a file; the device begins to work at the next [`Transport::resume`].
+    pub fn restore(&self, saved: TransportState) -> Result<()> {
+        let mut state = self.state();
+        let unfit =
+            |why: &str| Error::Snapshot(format!("a device of type {}: {why}", state.device.kind()));
+        if saved.kind != state.device.kind() {
+            return Err(unfit("another is in its place"));
+        }
+        let active = saved.status & DRIVER_OK != 0;
+        let fresh = fresh_queues(state.device.as_ref());
+        if saved.queues.len() != fresh.len() {
+            return Err(unfit("it has another number of queues"));
+        }
+        let mut queues = Vec::new();
+        for (saved, fresh) in saved.queues.iter().zip(&fresh) {
+            let queue = Queue::try_from(QueueState::from(saved))
+                .ok()
+                .filter(|q| q.max_size() == fresh.max_size())
+                .filter(|q| !(active && q.ready()) || q.is_valid(&state.memory))
+                .ok_or_else(|| unfit("one of its queues is none"))?;
+            queues.push(queue);
+        }
+        let offered = state.device.features() | F_VERSION_1;
+        if active && saved.driver_features & !offered != 0 {
+            return Err(unfit("its driver uses features that it does not have"));
+        }
+        state.device.restore(saved.device)?;
+        state.status = saved.status;
+        state.device_features_page = saved.device_features_page;
+        state.driver_features_page = saved.driver_features_page;
+        state.driver_features = saved.driver_features;
+        state.queue_selected = saved.queue_selected;
+        self.interrupt
+            .restore(saved.interrupt_status, saved.generation)?;
+        let stands = saved.status & NEEDS_RESET != 0;
+        if active && !stands {
+            let kicks: std::io::Result<Vec<EventFd>> =
+                state.kicks.iter().map(EventFd::try_clone).collect();
+            state.parked = Some(Activation {
+                memory: state.memory.clone(),
+                queues,
+                kicks: kicks.map_err(Error::io("eventfd"))?,
+                interrupt: self.interrupt.clone(),
+                features: saved.driver_features,
+            });
+        } else {
+            state.queues = queues;
+        }
+        Ok(())
     }
 
     /// Passes a command to the device; tells the driver of what it changed.

@@ -2,6 +2,7 @@
 
 mod guest;
 mod life;
+mod snapshots;
 mod vm;
 
 /// Whether there is a KVM; says so when there is none.
