@@ -1,17 +1,19 @@
 //! Opening what a spec names: inherited descriptors, each of which has one owner, and paths.
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::os::fd::OwnedFd;
-use std::sync::{Mutex, PoisonError};
 
 use caisson_protocol::vmm::Resource;
 
 use crate::error::{Error, Result};
 use crate::sys;
 
-/// Inherited descriptors that have an owner already.
-static OWNED: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
+thread_local! {
+    /// Inherited descriptors that have an owner already. One thread opens what a spec names.
+    static OWNED: RefCell<BTreeSet<i32>> = const { RefCell::new(BTreeSet::new()) };
+}
 
 /// How a path is opened; a descriptor comes as it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,13 +51,12 @@ pub fn adopt(what: &str, number: i32) -> Result<OwnedFd> {
         what: format!("{what}: descriptor {number}"),
         source,
     };
-    let mut owned = OWNED.lock().unwrap_or_else(PoisonError::into_inner);
-    if number <= libc::STDERR_FILENO || owned.contains(&number) {
+    if number <= libc::STDERR_FILENO || OWNED.with_borrow(|owned| owned.contains(&number)) {
         let taken = std::io::Error::other("it is in use for something else");
         return Err(error(taken));
     }
     let fd = sys::adopt(number).map_err(error)?;
-    owned.insert(number);
+    OWNED.with_borrow_mut(|owned| owned.insert(number));
     Ok(fd)
 }
 
