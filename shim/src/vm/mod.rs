@@ -54,9 +54,11 @@ const MAX_CONNECTIONS: usize = 1024;
 struct Shim {
     sandbox: Sandbox,
     main: Sender<Job>,
-    /// Connections; and those that have become streams.
+    listener: UnixListener,
     connections: Busy,
+    /// Connections that have become streams, requests that are not answered yet.
     streams: Busy,
+    requests: Busy,
 }
 
 /// What only the main thread does.
@@ -71,14 +73,15 @@ pub fn run(listener: OwnedFd, dir: PathBuf) -> io::Result<()> {
     let shim = Arc::new(Shim {
         sandbox: Sandbox::new(&dir),
         main,
+        listener: UnixListener::from(listener),
         connections: Busy::default(),
         streams: Busy::default(),
+        requests: Busy::default(),
     });
     let accepting = Arc::clone(&shim);
-    spawn("accept", move || {
-        accepting.accept(listener, &SandboxDir { dir })
-    })?;
+    spawn("accept", move || accepting.accept(&SandboxDir { dir }))?;
     shim.work(&jobs);
+    shim.requests.wait_until_idle();
     // Clients take what the processes wrote, or go away themselves.
     shim.streams.wait_until_idle();
     Ok(())
@@ -102,11 +105,12 @@ impl Shim {
         }
     }
 
-    fn accept(self: &Arc<Self>, listener: OwnedFd, admission: &SandboxDir) {
-        let listener = UnixListener::from(listener);
+    fn accept(self: &Arc<Self>, admission: &SandboxDir) {
         loop {
-            let stream = match listener.accept() {
+            let stream = match self.listener.accept() {
                 Ok((stream, _)) => stream,
+                // It has been closed.
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => return,
                 Err(error) => {
                     tracing::error!(%error, "no connection can be accepted");
                     std::thread::sleep(Duration::from_millis(100));
@@ -168,7 +172,14 @@ impl Shim {
         }
     }
 
-    /// Ends the process once its streams are done.
+    /// From now on nobody who looks for this shim finds it.
+    fn close(&self) {
+        if let Err(error) = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both) {
+            tracing::warn!(%error, "the socket cannot be closed");
+        }
+    }
+
+    /// Ends the process once its requests and streams are done.
     fn leave(&self) {
         let _ = self.main.send(Job::Leave);
     }

@@ -10,7 +10,6 @@ use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use caisson_protocol::{
     Error, ErrorKind, FrameDecoder, GENERATION, Hello, Request, RequestFrame, decode, encode,
@@ -22,8 +21,6 @@ use super::client::Client;
 
 /// More requests at a time than any daemon makes; beyond them a connection is not read on.
 const MAX_REQUESTS: usize = 256;
-
-static REQUESTS: AtomicUsize = AtomicUsize::new(0);
 
 /// Serves a connection to its end.
 pub fn serve(shim: &Arc<Shim>, stream: UnixStream) -> io::Result<()> {
@@ -71,34 +68,34 @@ fn handle(shim: &Arc<Shim>, client: &Arc<Client>, id: u64, request: Request) {
             Err(error) => client.answer(id, Err(error)),
         };
     }
-    let (shim, client) = (Arc::clone(shim), Arc::clone(client));
-    let answer = move || {
-        let (creates, destroys) = (
-            matches!(request, Request::Create(_)),
-            matches!(request, Request::Destroy(_)),
-        );
-        let result = shim.perform(request);
-        let over = match &result {
-            Ok(_) => destroys,
-            Err(_) => creates && !shim.sandbox.is_used(),
-        };
-        client.answer(id, result);
-        if over {
-            shim.leave();
-        }
-    };
-    if REQUESTS.fetch_add(1, Ordering::Relaxed) >= MAX_REQUESTS {
-        answer();
-        REQUESTS.fetch_sub(1, Ordering::Relaxed);
-        return;
+    if shim.requests.count() >= MAX_REQUESTS {
+        return answer(shim, client, id, request);
     }
-    let spawned = super::spawn("request", move || {
-        answer();
-        REQUESTS.fetch_sub(1, Ordering::Relaxed);
-    });
+    let (ours, answered) = (Arc::clone(shim), Arc::clone(client));
+    let spawned = super::spawn("request", move || answer(&ours, &answered, id, request));
     if let Err(error) = spawned {
-        REQUESTS.fetch_sub(1, Ordering::Relaxed);
-        tracing::error!(%error, "a request cannot be taken");
+        let why = format!("the shim cannot make a thread for it: {error}");
+        client.answer(id, Err(Error::new(ErrorKind::Internal, why)));
+    }
+}
+
+fn answer(shim: &Shim, client: &Client, id: u64, request: Request) {
+    let _busy = shim.requests.enter();
+    let (creates, destroys) = (
+        matches!(request, Request::Create(_)),
+        matches!(request, Request::Destroy(_)),
+    );
+    let result = shim.perform(request);
+    let over = match &result {
+        Ok(_) => destroys,
+        Err(_) => creates && !shim.sandbox.is_used(),
+    };
+    if over {
+        shim.close();
+    }
+    client.answer(id, result);
+    if over {
+        shim.leave();
     }
 }
 
