@@ -5,6 +5,7 @@ use caisson_protocol::vmm::VmSpec;
 use crate::console_log::ConsoleLog;
 use crate::error::Result;
 use crate::virtio::Device;
+use crate::virtio::balloon::Balloon;
 use crate::virtio::block::Block;
 use crate::virtio::console::Console;
 use crate::virtio::fs::Fs;
@@ -29,6 +30,7 @@ pub fn open(spec: &VmSpec, console: &ConsoleLog) -> Result<Vec<Box<dyn Device>>>
         devices.push(Box::new(Fs::open(share)?));
     }
     devices.push(Box::new(Console::new(console.clone())));
+    devices.push(Box::new(Balloon::new(spec.memory_bytes)));
     devices.push(Box::new(Rng::new()?));
     Ok(devices)
 }

@@ -11,6 +11,7 @@
 //! Adding a device touches its own folder, its spec and one list (`devices::open`). Everything a guest writes is checked
 //! once and copied before it is used; queue registers are frozen from DRIVER_OK on (CVE-2026-5747).
 
+pub mod balloon;
 pub mod block;
 mod chain;
 pub mod console;
