@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 
 mod agent;
 mod bench;
+mod bench_vm;
 mod build;
 mod demo;
 mod images;
@@ -53,6 +54,8 @@ enum Task {
     Images,
     /// Measure against crun, runc and dockerd on this machine
     Bench(bench::Options),
+    /// Measure our VMM against QEMU's microvm with the same kernel, in the lab
+    BenchVm(bench_vm::Options),
     /// Run a command in a software machine with cgroup v2 and /dev/kvm, whatever this one has
     Lab(lab::Lab),
     /// Build the guest's kernel (3–5 minutes on two cores, then cached)
@@ -90,6 +93,7 @@ fn run() -> Result<()> {
         Task::Tidy => tidy::run(),
         Task::Images => images::run().map(drop),
         Task::Bench(options) => bench::run(&options),
+        Task::BenchVm(options) => bench_vm::run(&options),
         Task::Lab(options) => std::process::exit(lab::run(&shell::target(), &options)?),
         Task::Kernel => {
             println!("{}", build::kernel()?.display());

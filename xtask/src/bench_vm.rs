@@ -1,0 +1,185 @@
+//! `cargo xtask bench-vm`: our VMM and QEMU's microvm with the same kernel, root file system and machine size, interleaved in
+//! one run of the lab.
+//!
+//! The lab is a processor in software: absolute times mean little there, ratios and counts a lot. What is measured: from the
+//! start of the VMM's process through the guest's first program to the process' end; KVM exits on that way; reading and
+//! writing a disk in the guest; private memory of the process beside the guest's.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::lab;
+use crate::shell::{on_path, output, run as run_command, target};
+use crate::statistics::{interval, median};
+
+const SCRIPT: &str = include_str!("bench_vm.sh");
+
+/// The guest's first program. `bench` is the kernel's parameter of that name.
+const INIT: &str = r#"#!/bin/busybox sh
+/bin/busybox echo reached
+case $bench in
+block)
+    /bin/busybox mount -t proc proc /proc
+    now() { /bin/busybox awk '{print int($1 * 1000000)}' /proc/uptime; }
+    measure() {
+        /bin/busybox sh -c 'echo 3 > /proc/sys/vm/drop_caches'
+        began=$(now); shift_name=$1; shift; "$@" 2>/dev/null >/dev/null; /bin/busybox sync
+        /bin/busybox echo "$shift_name $(($(now) - began))"
+    }
+    measure sequential_read /bin/busybox dd if=/dev/vdb of=/dev/null bs=1M count=192
+    measure sequential_write /bin/busybox dd if=/dev/zero of=/dev/vdb bs=1M count=64
+    ;;
+idle) /bin/busybox sleep 1000 ;;
+esac
+exec /bin/busybox reboot -f
+"#;
+
+/// What to measure, and how often.
+#[derive(clap::Args)]
+pub struct Options {
+    /// Rounds; each measures both VMMs once
+    #[arg(long, default_value_t = 7)]
+    rounds: usize,
+    /// Use these programs rather than building
+    #[arg(long)]
+    programs: Option<PathBuf>,
+}
+
+/// Runs the measurements in the lab and prints a table.
+pub fn run(options: &Options) -> Result<()> {
+    if let Some(reason) = lab::missing() {
+        bail!("{reason}");
+    }
+    let programs = match &options.programs {
+        Some(directory) => directory.canonicalize()?,
+        None => crate::build::run()?,
+    };
+    let payload = target().join("lab/bench-payload");
+    if payload.exists() {
+        fs::remove_dir_all(&payload)?;
+    }
+    fs::create_dir_all(payload.join("qemu/lib"))?;
+    for (from, to) in [
+        (programs.join("caisson-vmm"), "caisson-vmm"),
+        (programs.join("guest/vmlinux"), "vmlinux"),
+    ] {
+        fs::copy(&from, payload.join(to))
+            .with_context(|| format!("cannot copy {}", from.display()))?;
+    }
+    carry_qemu(&payload.join("qemu"))?;
+    guest_root(&payload)?;
+    fs::write(payload.join("bench.sh"), SCRIPT)?;
+    let own = std::env::current_exe()?;
+    let mut machine = Command::new(own);
+    machine
+        .args(["lab", "--cpus", "2", "--memory-mib", "3000", "--payload"])
+        .arg(&payload)
+        .args(["--", &format!("sh ./bench.sh {}", options.rounds)]);
+    let lines = output(&mut machine)?;
+    print!("{}", table(&lines, options.rounds)?);
+    Ok(())
+}
+
+/// QEMU as this machine has it, with the libraries that it is linked with.
+fn carry_qemu(into: &Path) -> Result<()> {
+    let program =
+        on_path("qemu-system-x86_64").context("qemu-system-x86_64: install qemu-system-x86")?;
+    fs::copy(&program, into.join("qemu-system-x86_64"))?;
+    let linked = output(Command::new("ldd").arg(&program))?;
+    for library in linked.lines().filter_map(|line| line.split("=> ").nth(1)) {
+        let path = Path::new(library.split(' ').next().unwrap_or_default());
+        let name = path.file_name().context("ldd named no file")?;
+        // the lab's own C library goes with its own dynamic loader
+        if !name.to_string_lossy().starts_with("libc.so") {
+            fs::copy(path, into.join("lib").join(name))?;
+        }
+    }
+    let share = into.join("share");
+    fs::create_dir_all(&share)?;
+    for firmware in ["qboot.rom", "bios-microvm.bin", "pvh.bin", "linuxboot_dma.bin"] {
+        fs::copy(
+            Path::new("/usr/share/qemu").join(firmware),
+            share.join(firmware),
+        )
+        .with_context(|| format!("QEMU's {firmware}"))?;
+    }
+    Ok(())
+}
+
+/// A root file system of busybox and the program above.
+fn guest_root(payload: &Path) -> Result<()> {
+    let root = payload.join("root");
+    for directory in ["bin", "dev", "proc", "run", "sys", "tmp"] {
+        fs::create_dir_all(root.join(directory))?;
+    }
+    fs::copy("/bin/busybox", root.join("bin/busybox"))
+        .context("/bin/busybox: install busybox-static")?;
+    fs::write(root.join("init"), INIT)?;
+    run_command(Command::new("chmod").arg("755").arg(root.join("init")))?;
+    run_command(
+        Command::new("mknod")
+            .arg(root.join("dev/console"))
+            .args(["c", "5", "1"]),
+    )?;
+    run_command(
+        Command::new("mknod")
+            .arg(root.join("dev/null"))
+            .args(["c", "1", "3"]),
+    )?;
+    caisson_blockfs::erofs::from_directory(&root, &payload.join("bench.erofs"))?;
+    fs::remove_dir_all(root)?;
+    Ok(())
+}
+
+/// `NAME VMM VALUE UNIT` lines as a table of medians and ratios.
+fn table(lines: &str, rounds: usize) -> Result<String> {
+    let mut values: BTreeMap<(String, String), BTreeMap<String, Vec<f64>>> = BTreeMap::new();
+    for line in lines.lines() {
+        let [name, vmm, value, unit] = line.split(' ').collect::<Vec<_>>()[..] else {
+            continue;
+        };
+        let Ok(value) = value.parse() else { continue };
+        let of_vmm = values.entry((name.into(), unit.into())).or_default();
+        of_vmm.entry(vmm.into()).or_default().push(value);
+    }
+    if values.is_empty() {
+        bail!("the lab printed no figures:\n{lines}");
+    }
+    let mut text = format!(
+        "\n| {rounds} rounds | caisson-vmm | QEMU microvm | ratio (95 %) |\n|---|---|---|---|\n"
+    );
+    for ((name, unit), of) in &values {
+        let (Some(ours), Some(qemu)) = (of.get("caisson"), of.get("qemu")) else {
+            bail!("{name} was measured for one VMM only:\n{lines}");
+        };
+        let ratios: Vec<f64> = ours.iter().zip(qemu).map(|(a, b)| a / b).collect();
+        let (low, high) = interval(&ratios);
+        text.push_str(&format!(
+            "| {}, {unit} | {:.0} | {:.0} | {:.2} ({low:.2}–{high:.2}) |\n",
+            name.replace('_', " "),
+            median(ours),
+            median(qemu),
+            median(&ratios),
+        ));
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_become_ratios_of_the_same_round() {
+        let lines =
+            "noise\nboot caisson 10 us\nboot qemu 20 us\nboot qemu 40 us\nboot caisson 20 us\n";
+        let table = table(lines, 2).expect("two figures of each");
+        assert!(table.contains("| boot, us | 15 | 30 | 0.50"), "{table}");
+        assert!(super::table("boot caisson 1 us\n", 1).is_err());
+        assert!(super::table("", 1).is_err());
+    }
+}
