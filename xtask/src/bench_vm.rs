@@ -100,7 +100,12 @@ fn carry_qemu(into: &Path) -> Result<()> {
     }
     let share = into.join("share");
     fs::create_dir_all(&share)?;
-    for firmware in ["qboot.rom", "bios-microvm.bin", "pvh.bin", "linuxboot_dma.bin"] {
+    for firmware in [
+        "qboot.rom",
+        "bios-microvm.bin",
+        "pvh.bin",
+        "linuxboot_dma.bin",
+    ] {
         fs::copy(
             Path::new("/usr/share/qemu").join(firmware),
             share.join(firmware),
