@@ -71,6 +71,9 @@ const DEVICES: &[i64] = &[
     libc::SYS_epoll_create1,
     libc::SYS_epoll_ctl,
     libc::SYS_eventfd2,
+    libc::SYS_recvfrom,
+    libc::SYS_sendto,
+    libc::SYS_shutdown,
     libc::SYS_timerfd_create,
     libc::SYS_timerfd_settime,
 ];
@@ -87,7 +90,6 @@ const CONTROL: &[i64] = &[
     libc::SYS_pread64,
     libc::SYS_pwrite64,
     libc::SYS_recvmsg,
-    libc::SYS_sendto,
 ];
 
 const DEVICE: &[i64] = &[
@@ -104,11 +106,8 @@ const DEVICE: &[i64] = &[
     libc::SYS_preadv,
     libc::SYS_pwrite64,
     libc::SYS_pwritev,
-    libc::SYS_recvfrom,
     libc::SYS_recvmsg,
     libc::SYS_sendmsg,
-    libc::SYS_sendto,
-    libc::SYS_shutdown,
     libc::SYS_timerfd_gettime,
 ];
 
@@ -139,8 +138,12 @@ const VCPU_REQUESTS: &[u64] = &[
     0xaead,      // KVMCLOCK_CTRL
     0x9000_aecf, // GET_XSAVE2
 ];
-/// BLKGETSIZE64: the size of a disk whose file is a block device.
-const BLOCK_DEVICE_SIZE: u64 = 0x8008_1272;
+/// What devices ask of their descriptors.
+const DEVICE_REQUESTS: [u64; 3] = [
+    0x8008_1272, // BLKGETSIZE64: a disk whose file is a block device
+    0x5421,      // FIONBIO: a connection that was accepted
+    0x4004_54d0, // TUNSETOFFLOAD: what the driver of a network device negotiated
+];
 /// FIONBIO: a connection that the socket device has accepted.
 const NOT_BLOCKING: u64 = 0x5421;
 /// Reading a machine's state.
@@ -197,7 +200,7 @@ fn rules(role: Role) -> Result<Rules, seccompiler::BackendError> {
     };
     rules.insert(
         libc::SYS_ioctl,
-        any(1, requests.into_iter().chain([BLOCK_DEVICE_SIZE]))?,
+        any(1, requests.into_iter().chain(DEVICE_REQUESTS))?,
     );
     Ok(rules)
 }
