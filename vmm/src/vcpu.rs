@@ -13,7 +13,7 @@ use kvm_bindings::kvm_cpuid_entry2;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vm_memory::GuestMemoryMmap;
 
-use crate::assist::{Assist, MSR_LSTAR, VcpuAssist};
+use crate::assist::{Assist, VcpuAssist};
 use crate::bus::Bus;
 use crate::error::{Error, Result};
 use crate::ports::{Effect, Ports};
@@ -115,7 +115,7 @@ impl Vcpu {
     /// Takes over a vCPU whose registers are those of a snapshot.
     pub fn restored(fd: VcpuFd, shared: Arc<Shared>, state: &VcpuState) -> Self {
         Vcpu {
-            assist: VcpuAssist::restored(state.syscall_entry),
+            assist: state.assist,
             ..Vcpu::new(fd, shared, &state.cpuid)
         }
     }
@@ -188,12 +188,7 @@ impl Vcpu {
     }
 
     fn save(&self) -> Result<VcpuState> {
-        VcpuState::save(
-            &self.fd,
-            &self.cpuid,
-            &self.shared.msrs,
-            self.assist.syscall_entry(),
-        )
+        VcpuState::save(&self.fd, &self.cpuid, &self.shared.msrs, self.assist)
     }
 
     fn enter_once(&mut self) -> Result<Turn> {
@@ -213,7 +208,7 @@ impl Vcpu {
                 match shared.assist.as_ref().filter(|a| a.is_syscall(address)) {
                     Some(assist) => {
                         count(&shared.exits.syscalls);
-                        assist.enter_kernel(&mut self.fd, &mut self.assist)?;
+                        assist.enter_kernel(&mut self.fd, &shared.memory, &mut self.assist)?;
                     }
                     None => {
                         count(&shared.exits.mmio);
@@ -227,9 +222,9 @@ impl Vcpu {
             }
             Ok(VcpuExit::X86Wrmsr(exit)) => {
                 *exit.error = 0;
-                let (index, value) = (exit.index, exit.data);
-                if let Some(assist) = shared.assist.as_ref().filter(|_| index == MSR_LSTAR) {
-                    assist.wrote_lstar(&mut self.fd, &shared.memory, &mut self.assist, value)?;
+                let write = (exit.index, exit.data);
+                if let Some(assist) = &shared.assist {
+                    assist.wrote_msr(&mut self.fd, &shared.memory, &mut self.assist, write)?;
                 }
             }
             Ok(VcpuExit::InternalError) => self.internal_error()?,

@@ -5,7 +5,7 @@
 //! with RIP on the instruction. This module completes them as the processor would and resumes the guest. Elsewhere the
 //! probe finds nothing to do, no `Assist` is made, and none of this runs.
 //!
-//! One door: [`Assist::complete`] for a refused instruction, [`Assist::wrote_lstar`] and [`Assist::is_syscall`] /
+//! One door: [`Assist::complete`] for a refused instruction, [`Assist::wrote_msr`] and [`Assist::is_syscall`] /
 //! [`Assist::enter_kernel`] for SYSCALL, which such a host mishandles (see `syscall`).
 //!
 //! Must not know: devices, the control socket, what is booted.
@@ -28,8 +28,9 @@ use vm_memory::GuestMemoryMmap;
 use crate::error::{Error, Result};
 use completed::Completion;
 use cpu::{Cpu, Exception};
+use syscall::TRAP_PAGE;
 
-pub use syscall::{MSR_LSTAR, TRAP_PAGE};
+pub use syscall::MSRS;
 
 /// What a virtual machine on such a host needs, shared by its vCPUs.
 #[derive(Debug)]
@@ -43,20 +44,6 @@ pub struct Assist {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VcpuAssist {
     gate: syscall::Gate,
-}
-
-impl VcpuAssist {
-    /// Where the guest's kernel is entered, for a snapshot.
-    pub fn syscall_entry(&self) -> u64 {
-        self.gate.entry()
-    }
-
-    /// A vCPU of a snapshot, whose memory and MSRs have the gate in them.
-    pub fn restored(syscall_entry: u64) -> Self {
-        VcpuAssist {
-            gate: syscall::Gate::installed(syscall_entry),
-        }
-    }
 }
 
 impl Assist {
@@ -111,25 +98,30 @@ impl Assist {
         cpu.store()
     }
 
-    /// The guest sets the address that SYSCALL enters at: put our gate in its place.
-    pub fn wrote_lstar(
+    /// The guest writes one of [`MSRS`], which KVM has left to us.
+    pub fn wrote_msr(
         &self,
         fd: &mut VcpuFd,
         memory: &GuestMemoryMmap,
         of: &mut VcpuAssist,
-        entry: u64,
+        (msr, value): (u32, u64),
     ) -> Result<()> {
-        of.gate.install(fd, memory, entry)
+        of.gate.wrote(fd, memory, msr, value)
     }
 
-    /// Whether a write to this guest-physical address is a SYSCALL on its way into the kernel.
+    /// Whether a write to this guest-physical address may be a SYSCALL on its way into the kernel.
     pub fn is_syscall(&self, address: u64) -> bool {
-        address == TRAP_PAGE
+        address & !0xfff == TRAP_PAGE
     }
 
-    /// Finishes a SYSCALL.
-    pub fn enter_kernel(&self, fd: &mut VcpuFd, of: &mut VcpuAssist) -> Result<()> {
-        of.gate.enter(fd)
+    /// Finishes a SYSCALL, or whatever else has written there.
+    pub fn enter_kernel(
+        &self,
+        fd: &mut VcpuFd,
+        memory: &GuestMemoryMmap,
+        of: &mut VcpuAssist,
+    ) -> Result<()> {
+        of.gate.enter(fd, memory)
     }
 }
 

@@ -12,7 +12,7 @@ use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{Machine, State};
-use crate::assist::{Assist, MSR_LSTAR};
+use crate::assist::{Assist, MSRS};
 use crate::boot::{self, Boot};
 use crate::bus::Bus;
 use crate::console_log::ConsoleLog;
@@ -88,7 +88,7 @@ impl Machine {
         sys::set_memory(&vm, &memory)?;
         create_chips(&vm)?;
         if plan.assist.is_some() {
-            watch_lstar(&vm)?;
+            watch_syscall_msrs(&vm)?;
         }
         let mut bus = Bus::default();
         let mut places = Vec::new();
@@ -274,8 +274,8 @@ fn attach_device(
     })
 }
 
-/// Has KVM hand writes of LSTAR to us.
-fn watch_lstar(vm: &VmFd) -> Result<()> {
+/// Has KVM leave writes of SYSCALL's MSRs to us.
+fn watch_syscall_msrs(vm: &VmFd) -> Result<()> {
     let cap = kvm_bindings::kvm_enable_cap {
         cap: kvm_bindings::KVM_CAP_X86_USER_SPACE_MSR,
         args: [u64::from(MsrExitReason::Filter.bits()), 0, 0, 0],
@@ -283,11 +283,12 @@ fn watch_lstar(vm: &VmFd) -> Result<()> {
     };
     vm.enable_cap(&cap)
         .map_err(Error::kvm("KVM_ENABLE_CAP(X86_USER_SPACE_MSR)"))?;
+    let (base, msr_count, allowed) = MSRS;
     let denied = MsrFilterRange {
         flags: MsrFilterRangeFlags::WRITE,
-        base: MSR_LSTAR,
-        msr_count: 1,
-        bitmap: &[0],
+        base,
+        msr_count,
+        bitmap: &[allowed],
     };
     vm.set_msr_filter(MsrFilterDefaultAction::ALLOW, &[denied])
         .map_err(Error::kvm("KVM_X86_SET_MSR_FILTER"))

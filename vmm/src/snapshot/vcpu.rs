@@ -8,6 +8,7 @@ use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
 
 use super::unfit;
+use crate::assist::VcpuAssist;
 use crate::error::{Error, Result};
 use crate::sys;
 
@@ -39,8 +40,8 @@ pub struct VcpuState {
     msrs: Vec<kvm_msr_entry>,
     events: kvm_vcpu_events,
     tsc_khz: u32,
-    /// Where SYSCALL really enters the kernel, for the assist.
-    pub syscall_entry: u64,
+    /// What the assist knows of it.
+    pub assist: VcpuAssist,
 }
 
 impl VcpuState {
@@ -50,7 +51,7 @@ impl VcpuState {
         fd: &VcpuFd,
         cpuid: &[kvm_cpuid_entry2],
         msrs: &[u32],
-        syscall_entry: u64,
+        assist: VcpuAssist,
     ) -> Result<Self> {
         // the order matters: KVM_GET_MP_STATE takes pending INITs and SIPIs in
         let mp_state = fd.get_mp_state().map_err(Error::kvm("KVM_GET_MP_STATE"))?;
@@ -71,7 +72,7 @@ impl VcpuState {
                 .map_err(Error::kvm("KVM_GET_VCPU_EVENTS"))?,
             // not every KVM says it
             tsc_khz: fd.get_tsc_khz().unwrap_or(0),
-            syscall_entry,
+            assist,
         };
         // a deadline that has passed reads as none: let it pass again
         let tsc = state.msrs.iter().find(|m| m.index == TSC).map(|m| m.data);
