@@ -20,6 +20,9 @@ use crate::progress::{Progress, silent};
 use crate::reference::Reference;
 use crate::store::{Inner, Lease, Store};
 
+/// As long as GNU tar pads an archive without entries.
+const EMPTY_ARCHIVE_BYTES: u64 = 10240;
+
 /// What becomes an image's new layer.
 pub enum CommitSource {
     /// An overlay's upper directory. Freeze or stop its container first for a consistent picture.
@@ -221,6 +224,9 @@ impl Inner {
             }
             CommitSource::Archive(input) => {
                 let (blob, size) = self.store_stream(input, lease)?;
+                if size <= EMPTY_ARCHIVE_BYTES && self.is_empty_archive(&blob)? {
+                    return Ok(None);
+                }
                 (blob, size, None)
             }
         };
@@ -238,6 +244,13 @@ impl Inner {
         };
         self.unpack_layer(&job, lease, &silent(), "Committing")?;
         Ok(Some((diff_id, blob, size)))
+    }
+
+    /// Whether a small blob is an archive without entries: nothing but the zeros that end one.
+    fn is_empty_archive(&self, blob: &Digest) -> Result<bool> {
+        let path = self.blob_path(blob);
+        let bytes = std::fs::read(&path).context("read", &path)?;
+        Ok(bytes.iter().all(|byte| *byte == 0))
     }
 
     fn store_stream(&self, mut input: impl Read, lease: &Lease) -> Result<(Digest, u64)> {

@@ -294,15 +294,17 @@ async fn a_commit_holds_what_the_container_changed() {
     assert_eq!(other.resolve("child").unwrap().id(), &id);
 
     let empty = tempfile::tempdir().unwrap();
-    let id = store
-        .commit(commit(CommitSource::Upper(empty.path().to_owned()), None))
-        .await
-        .unwrap();
-    let image = store.by_id(&id).unwrap();
-    assert_eq!(
-        (image.layers().len(), store.history(&image)[0].0.empty_layer),
-        (2, true)
-    );
+    for nothing in [
+        CommitSource::Upper(empty.path().to_owned()),
+        CommitSource::Archive(Box::new(Cursor::new(vec![0; 1024]))),
+    ] {
+        let id = store.commit(commit(nothing, None)).await.unwrap();
+        let image = store.by_id(&id).unwrap();
+        assert_eq!(
+            (image.layers().len(), store.history(&image)[0].0.empty_layer),
+            (2, true)
+        );
+    }
 }
 
 #[tokio::test]

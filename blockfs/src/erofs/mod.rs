@@ -3,7 +3,7 @@
 //! ```text
 //! block 0            1 KiB of nothing, the superblock, zeros                  (disk.rs)
 //! block 1 …          inodes: 64 bytes, extended attributes, the contents' last
-//!                    part block where it fits into the same block             (plan.rs)
+//!                    part block where it is short and fits                    (plan.rs)
 //!       …            extended attributes that several inodes have
 //!       …            whole blocks of directories
 //!       …            whole blocks of files; what has no place behind its inode

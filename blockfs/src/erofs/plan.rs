@@ -1,7 +1,8 @@
 //! Where everything goes, decided before anything is written.
 //!
 //! An inode, its extended attributes and the contents' last part block (the *tail*) go into one block when they fit, so
-//! that a small file costs a guest one read. Blocks that are not full yet stay open for a while for what comes next.
+//! that a small file costs a guest one read. Blocks that are not full yet stay open for a while for what comes next. A file's
+//! long tail goes into a block of its own: it would spread the inodes of its directory over more blocks than it saves.
 
 use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
@@ -15,6 +16,11 @@ use crate::tree::{Kind, NodeId, Tree};
 
 /// How many blocks of inodes stay open.
 const OPEN_BLOCKS: usize = 16;
+
+/// The longest tail of a file that goes with its inode. Of 51,834 files of /usr/share (461 MiB), read through a loop device
+/// with a cold cache, with 4096, 2048, 1024 and 0: `ls -lR` of 5,713 of them costs 2168, 827, 360 and 141 reads, 300
+/// small files 618, 601, 676 and 787, 300 files of any size 656, 689, 745 and 756; the image has 461, 468, 507 and 570 MiB.
+const FILE_TAIL_MAX: u64 = 2048;
 
 /// Where a node is.
 #[derive(Clone, Debug, Default)]
@@ -77,7 +83,11 @@ impl Plan {
                 _ => 0,
             };
             let head = INODE_BYTES + xattrs.len() as u64;
-            let (at, inline) = packer.place(head, size_bytes % BLOCK_BYTES);
+            let tail = match size_bytes % BLOCK_BYTES {
+                long if long > FILE_TAIL_MAX && matches!(node.kind, Kind::File(_)) => 0,
+                tail => tail,
+            };
+            let (at, inline) = packer.place(head, tail);
             places[id.index()] = Place {
                 at,
                 size_bytes,
