@@ -1,6 +1,7 @@
 //! A file tree in memory: everything but the contents of files, which stay where they are until they are copied.
 //!
-//! A directory's entries are sorted by their bytes. A hard link is a second entry for the same node.
+//! A directory's entries are sorted by their bytes. A hard link is a second entry for the same node. A tree has its limits, for
+//! it may be made of layers that somebody else made: at most about 2 GiB of memory.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -13,6 +14,12 @@ use crate::error::{Error, Result};
 
 /// The longest name of a file, in bytes.
 const NAME_MAX: usize = 255;
+
+/// The most files of all kinds: as many as a layer may have.
+const FILES_MAX: usize = 4_000_000;
+
+/// The most bytes of names, link targets and extended attributes together.
+const TEXT_BYTES_MAX: usize = 512 << 20;
 
 /// What all kinds of files have.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -112,6 +119,7 @@ pub(crate) struct Node {
 #[derive(Clone, Debug)]
 pub struct Tree {
     pub(crate) nodes: Vec<Node>,
+    text_bytes: usize,
 }
 
 impl Tree {
@@ -125,6 +133,7 @@ impl Tree {
                 links: 2,
                 parent: NodeId(0),
             }],
+            text_bytes: 0,
         }
     }
 
@@ -137,7 +146,7 @@ impl Tree {
     ///
     /// # Errors
     /// [`Error::Unsupported`] for a name that is empty, `.`, `..`, longer than 255 bytes, already there or has a `/` or NUL
-    /// in it; for a parent that is no directory.
+    /// in it; for a parent that is no directory; for more than the tree may hold.
     pub fn add(
         &mut self,
         parent: NodeId,
@@ -145,9 +154,17 @@ impl Tree {
         attributes: Attributes,
         kind: Kind,
     ) -> Result<NodeId> {
-        let id = u32::try_from(self.nodes.len())
-            .map(NodeId)
-            .map_err(|_| unsupported(name, "the tree has more than 4294967295 files"))?;
+        if self.nodes.len() >= FILES_MAX {
+            return Err(unsupported(name, "there are more than 4000000 files"));
+        }
+        let xattrs = attributes.xattrs.iter();
+        self.text_bytes += xattrs.map(|(k, v)| k.len() + v.len()).sum::<usize>();
+        self.text_bytes += match &kind {
+            Kind::Symlink(target) => target.len(),
+            Kind::File(Content::Beneath { path, .. }) => path.as_os_str().len(),
+            _ => 0,
+        };
+        let id = NodeId(self.nodes.len() as u32);
         let directory = matches!(kind, Kind::Directory);
         self.enter(parent, name, id)?;
         if directory {
@@ -203,6 +220,11 @@ impl Tree {
         if parent.entries.contains_key(bytes) {
             return Err(unsupported(name, "it is in the directory already"));
         }
+        self.text_bytes += bytes.len();
+        if self.text_bytes > TEXT_BYTES_MAX {
+            let reason = "names, link targets and extended attributes have more than 512 MiB";
+            return Err(unsupported(name, reason));
+        }
         parent.entries.insert(bytes.into(), id);
         Ok(())
     }
@@ -212,5 +234,26 @@ fn unsupported(name: &OsStr, reason: &str) -> Error {
     Error::Unsupported {
         path: Path::new(name).to_owned(),
         reason: reason.to_owned(),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_held_in_memory_is_bounded() {
+        let mut tree = Tree::new(Attributes::default());
+        let root = tree.root();
+        let mut add = |i: u32| {
+            let name = i.to_string();
+            let target = Kind::Symlink(vec![b'x'; 1 << 20]);
+            tree.add(root, OsStr::new(&name), Attributes::default(), target)
+        };
+        for i in 0..511 {
+            add(i).unwrap();
+        }
+        assert!(add(511).is_err());
     }
 }

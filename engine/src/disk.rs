@@ -66,7 +66,11 @@ pub(crate) fn size_bytes(
         return Ok(None);
     }
     let size = size.checked_next_multiple_of(BLOCK_BYTES).unwrap_or(size);
-    ext4::stored_bytes(size).map_err(|e| Error::invalid(format!("--storage-opt size: {e}")))?;
+    ext4::stored_bytes(size).map_err(|e| {
+        Error::invalid(format!(
+            "{e} (--storage-opt size= or the daemon's default-disk-size)"
+        ))
+    })?;
     Ok(Some(size))
 }
 
