@@ -11,6 +11,7 @@ mod agent;
 mod bench;
 mod bench_vm;
 mod build;
+mod coverage;
 mod demo;
 mod images;
 mod install;
@@ -60,6 +61,8 @@ enum Task {
     Lab(lab::Lab),
     /// Build the guest's kernel (3–5 minutes on two cores, then cached)
     Kernel,
+    /// Check that every instruction of the guest's kernel is executed by someone on hosts that emulate ring 0
+    KernelCoverage(coverage::Coverage),
     /// Install programs, systemd unit, completions and man pages
     Install(install::Options),
 }
@@ -99,6 +102,7 @@ fn run() -> Result<()> {
             println!("{}", build::kernel()?.display());
             Ok(())
         }
+        Task::KernelCoverage(options) => coverage::run(&options),
         Task::Install(options) => install::run(&options),
     }
 }

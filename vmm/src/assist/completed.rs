@@ -14,6 +14,7 @@ pub enum Completion {
     Wait,
     PopulationCount,
     SegmentLimit,
+    AccessRights,
     Random,
     CompareExchange16,
     Save,
@@ -31,6 +32,7 @@ impl Completion {
             Mnemonic::Wait => Self::Wait,
             Mnemonic::Popcnt => Self::PopulationCount,
             Mnemonic::Lsl => Self::SegmentLimit,
+            Mnemonic::Lar => Self::AccessRights,
             Mnemonic::Rdrand | Mnemonic::Rdseed => Self::Random,
             Mnemonic::Cmpxchg16b => Self::CompareExchange16,
             Mnemonic::Xsave | Mnemonic::Xsave64 | Mnemonic::Xsaveopt | Mnemonic::Xsaveopt64 => {

@@ -32,7 +32,8 @@ pub fn complete(
         }
         Completion::Wait => wait(cpu),
         Completion::PopulationCount => popcnt(cpu, instruction),
-        Completion::SegmentLimit => lsl(cpu, instruction),
+        Completion::SegmentLimit => describe(cpu, instruction, &[2, 9, 11], limit),
+        Completion::AccessRights => describe(cpu, instruction, &[2, 9, 11, 12], access_rights),
         Completion::Random => random(cpu, instruction),
         Completion::CompareExchange16 => cmpxchg16b(cpu, instruction),
         Completion::Save => xstate::save(cpu, instruction, layout, false),
@@ -70,8 +71,14 @@ fn wait(cpu: &Cpu) -> Result<(), Exception> {
     Ok(())
 }
 
-/// The limit of a segment in the GDT or LDT, if it is one whose limit may be read (SDM 2A, LSL, table 3-54).
-fn lsl(cpu: &mut Cpu, instruction: &Instruction) -> Result<(), Exception> {
+/// LSL and LAR: what `tell` says of a descriptor in the GDT or LDT, if it is of a segment, or of one of the system `types`
+/// that may be asked about, and visible (SDM 2A, LSL, table 3-54; LAR, table 3-53).
+fn describe(
+    cpu: &mut Cpu,
+    instruction: &Instruction,
+    types: &[u64],
+    tell: fn(u64) -> u64,
+) -> Result<(), Exception> {
     const LDT_SELECTOR: u64 = 4;
     let selector = cpu.operand(instruction, 1, 2)? & 0xffff;
     let at = selector & !7;
@@ -81,15 +88,15 @@ fn lsl(cpu: &mut Cpu, instruction: &Instruction) -> Result<(), Exception> {
     } else {
         (ldt.unusable == 0 && ldt.present == 1).then_some((ldt.base, u64::from(ldt.limit)))
     };
-    let limit = match table {
+    let found = match table {
         Some((base, limit)) if selector & !3 != 0 && at + 7 <= limit => {
-            descriptor_limit(cpu, base.wrapping_add(at), selector)?
+            visible(cpu, base.wrapping_add(at), selector, types)?
         }
         _ => None,
     };
-    match limit {
-        Some(limit) => {
-            cpu.set(instruction.op0_register(), limit);
+    match found {
+        Some(descriptor) => {
+            cpu.set(instruction.op0_register(), tell(descriptor));
             set_flags(cpu, 0, FLAG_ZERO);
         }
         None => set_flags(cpu, FLAG_ZERO, 0),
@@ -97,7 +104,12 @@ fn lsl(cpu: &mut Cpu, instruction: &Instruction) -> Result<(), Exception> {
     Ok(())
 }
 
-fn descriptor_limit(cpu: &Cpu, address: u64, selector: u64) -> Result<Option<u64>, Exception> {
+fn visible(
+    cpu: &Cpu,
+    address: u64,
+    selector: u64,
+    types: &[u64],
+) -> Result<Option<u64>, Exception> {
     let mut bytes = [0; 8];
     cpu.read(address, &mut bytes)?;
     let descriptor = u64::from_le_bytes(bytes);
@@ -107,12 +119,17 @@ fn descriptor_limit(cpu: &Cpu, address: u64, selector: u64) -> Result<Option<u64
     let privilege = descriptor >> 45 & 3;
     let visible =
         conforming || (privilege >= u64::from(cpu.privilege()) && privilege >= selector & 3);
-    if !visible || !(is_segment || matches!(kind, 2 | 9 | 11)) {
-        return Ok(None);
-    }
+    Ok((visible && (is_segment || types.contains(&kind))).then_some(descriptor))
+}
+
+fn limit(descriptor: u64) -> u64 {
     let limit = (descriptor & 0xffff) | (descriptor >> 32 & 0xf_0000);
     let pages = descriptor >> 55 & 1 == 1;
-    Ok(Some(if pages { limit << 12 | 0xfff } else { limit }))
+    if pages { limit << 12 | 0xfff } else { limit }
+}
+
+fn access_rights(descriptor: u64) -> u64 {
+    descriptor >> 32 & 0xf0_ff00
 }
 
 fn random(cpu: &mut Cpu, instruction: &Instruction) -> Result<(), Exception> {

@@ -9,5 +9,5 @@
 /// - `mitigations=off`: the guest's kernel code never runs on the processor, so nothing of it is speculated.
 /// - `noreplace-smp`: a guest with one vCPU would rewrite each `lock` prefix, through temporary mappings.
 /// - `no_timer_check tsc=reliable`: no waiting for ticks to check timers that KVM provides.
-pub const COMMAND_LINE: &str = " clearcpuid=smap,smep,popcnt,rdrand,rdseed,movbe,erms,fsrm vsyscall=none nopti \
+pub const COMMAND_LINE: &str = " clearcpuid=smap,smep,popcnt,rdrand,rdseed,movbe,erms,fsrm,rdtscp,invpcid,xsaves vsyscall=none nopti \
      mitigations=off noreplace-smp no_timer_check tsc=reliable";

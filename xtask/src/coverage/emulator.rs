@@ -41,12 +41,7 @@ const fn row(map: OpCodeTableKind, opcodes: RangeInclusive<u32>) -> Row {
     }
 }
 
-const fn group(
-    map: OpCodeTableKind,
-    opcode: u32,
-    reg: &'static [i32],
-    operand: Operand,
-) -> Row {
+const fn group(map: OpCodeTableKind, opcode: u32, reg: &'static [i32], operand: Operand) -> Row {
     Row {
         reg,
         operand,
@@ -178,9 +173,11 @@ const ROWS: &[Row] = &[
     // bt, bts, btr, btc with an immediate; btc; bsf, bsr; movsx
     group(TWO, 0xba, &[4, 5, 6, 7], Operand::Any),
     row(TWO, 0xbb..=0xbb),
+    // (F3 BC, TZCNT, runs as BSF: the kernel writes it as `rep bsf` and where they agree)
+    row(TWO, 0xbc..=0xbc),
     Row {
         prefixes: NP_66,
-        ..row(TWO, 0xbc..=0xbd)
+        ..row(TWO, 0xbd..=0xbd)
     },
     row(TWO, 0xbe..=0xbf),
     // xadd; movnti; cmpxchg8b; rdpid; bswap
