@@ -1,7 +1,7 @@
 //! Changes to the kernel's source: each in a file of its own, which begins with what it does and what it gains.
 
 /// The patches by name, in the order in which they are applied.
-pub fn patches() -> [(&'static str, &'static str); 7] {
+pub fn patches() -> [(&'static str, &'static str); 10] {
     [
         (
             "0001-alternatives-no-decoder",
@@ -30,6 +30,18 @@ pub fn patches() -> [(&'static str, &'static str); 7] {
         (
             "0007-direct-map-none",
             include_str!("../patches/0007-direct-map-none.patch"),
+        ),
+        (
+            "0008-irq-no-sysfs",
+            include_str!("../patches/0008-irq-no-sysfs.patch"),
+        ),
+        (
+            "0009-page-structures",
+            include_str!("../patches/0009-page-structures.patch"),
+        ),
+        (
+            "0010-pipapo-without-avx2",
+            include_str!("../patches/0010-pipapo-without-avx2.patch"),
         ),
     ]
 }

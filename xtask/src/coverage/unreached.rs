@@ -64,6 +64,7 @@ const ROWS: &[Row] = &[
             Mnemonic::Fmul,
             Mnemonic::Fdiv,
             Mnemonic::Fsubp,
+            Mnemonic::Fsubrp,
             Mnemonic::Fistp,
         ],
         functions: &["fpu__init_check_bugs"],
@@ -81,7 +82,7 @@ const ROWS: &[Row] = &[
     },
     Row {
         mnemonics: &[Mnemonic::Ud1],
-        functions: &["__SCT__"],
+        functions: &["__SCT__", "__static_call_text_start"],
         reason: "a mark behind the jump of a static call's trampoline",
     },
 ];
@@ -90,12 +91,12 @@ const ROWS: &[Row] = &[
 pub fn reason(instruction: &Instruction, function: &str) -> Option<&'static str> {
     let mnemonic = instruction.mnemonic();
     let row = ROWS.iter().find(|row| {
-        let there = |name: &&str| {
+        let stands_there = |name: &&str| {
             function.starts_with(*name)
                 && (name.starts_with("__SCT__") || function.split('.').next() == Some(*name))
         };
         row.mnemonics.contains(&mnemonic)
-            && (row.functions.is_empty() || row.functions.iter().any(|name| there(name)))
+            && (row.functions.is_empty() || row.functions.iter().any(stands_there))
     })?;
     Some(row.reason)
 }

@@ -111,6 +111,48 @@ fn lsl_of_every_kind_of_selector() {
     }
 }
 
+/// SDM 2A, LAR.
+#[test]
+fn lar_of_every_kind_of_selector() {
+    let forms: &[(&[u8], u64)] = &[
+        (&[0x66, 0x0f, 0x02, 0xc1], 0xffff), // lar ax, cx
+        (&[0x0f, 0x02, 0xc1], 0xffff_ffff),  // lar eax, ecx
+        (&[0x0f, 0x02, 0x07], 0xffff_ffff),  // lar eax, [rdi]
+    ];
+    for (selector, rights) in [
+        // kernel code and data, user data and code, the busy task
+        (0x08, Some(0xa0_9b00)),
+        (0x10, Some(0xc0_9300)),
+        (0x1b, Some(0xc0_f300)),
+        (0x23, Some(0xa0_fb00)),
+        (0x28, Some(0x00_8b00)),
+        // hidden by the requested privilege level, null, beyond the table, a local table that there is none of
+        (0x0b, None),
+        (0_u64, None),
+        (0xfff8, None),
+        (0x0f, None),
+    ] {
+        for (form, mask) in forms {
+            let old = 0x1234_5678_9abc_def0;
+            let start = Start::with(|s| {
+                s.regs.rcx = 0xffff_ffff_ffff_0000 | selector;
+                s.regs.rax = old;
+                s.regs.rflags = 2 | (ARITHMETIC ^ ZERO);
+                s.put(0, &(selector as u16).to_le_bytes());
+            });
+            let Some(end) = assisted(form, &start) else {
+                return;
+            };
+            let context = format!("{form:02x?} of {selector:#x}");
+            let kept = if *mask == 0xffff { old & !mask } else { 0 };
+            let expected = rights.map_or(old, |rights: u64| rights & mask | kept);
+            assert_eq!(end.general[0], expected, "{context}");
+            let zero = if rights.is_some() { ZERO } else { 0 };
+            assert_eq!(end.flags, (ARITHMETIC ^ ZERO) | zero, "{context}");
+        }
+    }
+}
+
 #[test]
 fn cmpxchg16b_equal_and_not() {
     let forms: &[&[u8]] = &[
