@@ -106,3 +106,64 @@ impl Connection {
 fn garbled(error: caisson_protocol::ProtocolError) -> Error {
     Error::Spec(format!("on the control connection: {error}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use caisson_protocol::vmm::{VmSpec, VmmRequestFrame};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn any_bytes_are_frames_or_an_error(pieces in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..64), 0..8)) {
+            let (ours, mut theirs) = UnixStream::pair().expect("a socket pair");
+            let mut connection = Connection::new(ours).expect("a connection");
+            for (at, piece) in pieces.iter().enumerate() {
+                // every other piece is a frame whose content is no message
+                if at % 2 == 0 {
+                    theirs.write_all(&(piece.len() as u32).to_le_bytes()).expect("a socket");
+                }
+                theirs.write_all(piece).expect("a socket");
+            }
+            drop(theirs);
+            while connection.receive().expect("a socket") {
+                let spec = connection.next::<VmSpec>();
+                let request = connection.next::<VmmRequestFrame>();
+                if spec.is_err() || request.is_err() {
+                    break;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn descriptors_wait_for_their_request_and_not_too_many() {
+        let (ours, theirs) = UnixStream::pair().expect("a socket pair");
+        let mut connection = Connection::new(ours).expect("a connection");
+        assert!(connection.descriptor().is_err());
+        let send = || {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+            let mut control = rustix::net::SendAncillaryBuffer::new(&mut space);
+            let fds = [theirs.as_fd(); 8];
+            control.push(rustix::net::SendAncillaryMessage::ScmRights(&fds));
+            let bytes = [std::io::IoSlice::new(b"x")];
+            rustix::net::sendmsg(
+                &theirs,
+                &bytes,
+                &mut control,
+                rustix::net::SendFlags::empty(),
+            )
+            .expect("a socket");
+        };
+        send();
+        assert!(connection.receive().expect("a socket"));
+        assert!(connection.descriptor().is_ok());
+        send();
+        assert!(connection.receive().expect("a socket"));
+        send();
+        assert!(connection.receive().is_err(), "23 wait");
+    }
+}

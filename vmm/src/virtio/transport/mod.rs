@@ -460,3 +460,6 @@ fn set_page(features: &mut u64, page: u32, value: u32) {
         _ => {}
     }
 }
+
+#[cfg(test)]
+mod tests;
