@@ -13,7 +13,7 @@ use crate::spec::idmap::IdMap;
 use crate::spec::namespaces::{Choice, Ipc, Namespaces};
 use crate::spec::security::Security;
 use crate::spec::{self, capabilities, devices, files, mounts, resources};
-use crate::{Inner, health, signals};
+use crate::{Inner, health, signals, wall};
 
 /// The portable half.
 pub(crate) fn check_config(config: &api::ContainerConfig) -> Result<()> {
@@ -123,12 +123,14 @@ pub(crate) fn settle(
 ) -> Result<()> {
     host.log_config = inner.log_config(&host.log_config);
     warnings.extend(resources::check(&mut host.resources, cpus_online())?);
-    if let Some(runtime) = inner.runtimes.get(&isolation) {
+    if let Some(runtime) = inner.runtimes.for_recovery(isolation) {
         let controllers = &runtime.capabilities().controllers;
         warnings.extend(resources::discard_unsupported(
             &mut host.resources,
             controllers,
         )?);
+        let v1_only = inner.cgroup_v2(isolation) && !inner.host_cgroup_v2;
+        warnings.extend(resources::discard_v1_only(&mut host.resources, v1_only));
     }
     if host.restart_policy.name.is_empty() {
         host.restart_policy.name = "no".into();
@@ -146,7 +148,7 @@ pub(crate) fn settle(
         host.ipc_mode = "private".into();
     }
     if host.cgroupns_mode.is_empty() {
-        host.cgroupns_mode = if inner.cgroup_v2 && !host.privileged {
+        host.cgroupns_mode = if inner.cgroup_v2(isolation) && !host.privileged {
             "private"
         } else {
             "host"
@@ -174,13 +176,19 @@ pub(crate) fn settle(
 /// The host's half.
 pub(crate) fn check_host(
     inner: &Inner,
+    isolation: Isolation,
     config: &api::ContainerConfig,
     host: &api::HostConfig,
     warnings: &mut Vec<String>,
 ) -> Result<Namespaces> {
     let namespaces = Namespaces::read(host)?;
+    let mounts = mounts::requested(host)?;
+    if let Some(runtime) = inner.runtimes.for_recovery(isolation) {
+        wall::check(runtime.capabilities(), host, &namespaces, &mounts)?;
+    }
     for name in namespaces.joined() {
-        inner.container(name)?;
+        let joined = inner.container(name)?.view();
+        wall::check_joined(name, joined.definition.isolation)?;
     }
     if matches!(namespaces.ipc, Ipc::Shared(Choice::Container(_))) {
         return Err(Error::not_implemented(
@@ -243,7 +251,7 @@ pub(crate) fn check_host(
             .unwrap_or_default(),
     )?;
     spec::sysctls(host, &namespaces, false)?;
-    for mount in mounts::requested(host)? {
+    for mount in mounts {
         mount.check_source()?;
     }
     if host.volumes_from.as_ref().is_some_and(|v| !v.is_empty()) {
@@ -266,6 +274,13 @@ pub(crate) fn check_host(
         )));
     }
     Ok(namespaces)
+}
+
+/// What there is to say about an isolation without a runtime.
+pub(crate) fn no_such_isolation(isolation: Isolation) -> Error {
+    Error::not_implemented(format!(
+        "this build of caisson has no isolation {isolation}; nothing was started behind a weaker wall instead"
+    ))
 }
 
 impl Inner {
@@ -309,20 +324,17 @@ impl Inner {
                 ),
             ));
         }
-        if !self.runtimes.contains_key(&isolation) {
-            return Err(self.no_such_isolation(isolation));
+        if let Err(e) = self.runtimes.get(isolation) {
+            return Err(Error::not_implemented(format!(
+                "isolation {isolation} is not available on this host, and nothing was started behind a weaker wall instead: {e}"
+            )));
         }
         Ok(isolation)
     }
 
-    /// What there is to say about an isolation without a runtime.
-    pub(crate) fn no_such_isolation(&self, isolation: Isolation) -> Error {
-        let have: Vec<String> = self.runtimes.keys().map(ToString::to_string).collect();
-        Error::not_implemented(format!(
-            "isolation {isolation} is not available on this host with this build of caisson (available: {}); nothing was started \
-             behind a weaker wall instead",
-            have.join(", ")
-        ))
+    /// Whether containers of an isolation see cgroups of version 2: a guest has a kernel of ours.
+    pub(crate) fn cgroup_v2(&self, isolation: Isolation) -> bool {
+        isolation == Isolation::Vm || self.host_cgroup_v2
     }
 
     /// The user namespace of a new container.

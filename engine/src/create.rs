@@ -72,7 +72,7 @@ impl Engine {
         admission::check_config(&config)?;
         admission::check_networks(&host, networking_config.as_ref())?;
         admission::settle(inner, isolation, &mut host, &mut warnings)?;
-        let namespaces = admission::check_host(inner, &config, &host, &mut warnings)?;
+        let namespaces = admission::check_host(inner, isolation, &config, &host, &mut warnings)?;
         let form = disk::form(inner, isolation);
         let disk_bytes = disk::size_bytes(form, &host, inner.config.default_disk_bytes)?;
         if namespaces.network == Choice::Host && config.hostname.is_empty() {

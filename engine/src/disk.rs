@@ -30,7 +30,7 @@ const LABEL: &str = "caisson";
 
 /// What an isolation wants; as it usually is where this host has no runtime for it.
 pub(crate) fn form(inner: &Inner, isolation: Isolation) -> RootfsForm {
-    match (inner.runtimes.get(&isolation), isolation) {
+    match (inner.runtimes.for_recovery(isolation), isolation) {
         (Some(runtime), _) => runtime.capabilities().rootfs,
         (None, Isolation::Container) => RootfsForm::Overlay,
         (None, Isolation::Vm) => RootfsForm::Block,

@@ -47,13 +47,14 @@ mod spec;
 mod stats;
 #[cfg(test)]
 mod test_support;
+mod wall;
 
 use std::collections::{BTreeMap, HashMap};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use caisson_api as api;
-use caisson_runtime::{Isolation, Runtime};
+use caisson_runtime::{Isolation, Runtimes};
 use futures_util::Stream;
 
 pub use caisson_runtime as runtime;
@@ -70,7 +71,7 @@ pub struct Engine {
 pub(crate) struct Inner {
     pub(crate) config: Config,
     pub(crate) db: db::Db,
-    pub(crate) runtimes: HashMap<Isolation, Arc<dyn Runtime>>,
+    pub(crate) runtimes: Runtimes,
     pub(crate) images: images::Images,
     pub(crate) image_source: Arc<dyn image_source::ImageSource>,
     pub(crate) events: events::Events,
@@ -78,7 +79,7 @@ pub(crate) struct Inner {
     registry: Mutex<Registry>,
     /// The daemon's `--userns-remap`.
     pub(crate) idmap: Option<spec::idmap::IdMap>,
-    pub(crate) cgroup_v2: bool,
+    pub(crate) host_cgroup_v2: bool,
     _locks: Vec<open::Lock>,
 }
 
@@ -143,7 +144,7 @@ impl Inner {
 impl Engine {
     /// Opens the engine on its directories and finds every container again. Fails with [`ErrorKind::Conflict`] when another
     /// daemon uses the same directories.
-    pub async fn open(config: Config, runtimes: Vec<Arc<dyn Runtime>>) -> Result<Engine> {
+    pub async fn open(config: Config, runtimes: Runtimes) -> Result<Engine> {
         open::open(config, runtimes).await
     }
 
@@ -159,9 +160,7 @@ impl Engine {
 
     /// Isolations that work on this host.
     pub fn isolations(&self) -> Vec<Isolation> {
-        let mut all: Vec<Isolation> = self.inner.runtimes.keys().copied().collect();
-        all.sort();
-        all
+        self.inner.runtimes.available()
     }
 
     /// Publishes an event.

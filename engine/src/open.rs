@@ -9,7 +9,7 @@
 //!  (no record)      directory            left by a create that did not finish: deleted
 //! ```
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use caisson_api as api;
-use caisson_runtime::{ExitStatus, ProcessId, Runtime, Sandbox, SandboxId, SandboxState};
+use caisson_runtime::{ExitStatus, ProcessId, Runtimes, Sandbox, SandboxId, SandboxState};
 
 use crate::container::{self, Container, Dir, Intent, Message};
 use crate::db::{Db, Row};
@@ -67,7 +67,7 @@ impl Lock {
     }
 }
 
-pub(crate) async fn open(config: Config, runtimes: Vec<Arc<dyn Runtime>>) -> Result<Engine> {
+pub(crate) async fn open(config: Config, runtimes: Runtimes) -> Result<Engine> {
     let idmap = match config.userns_remap.as_deref() {
         None | Some("") => None,
         Some(remap) => {
@@ -86,11 +86,10 @@ pub(crate) async fn open(config: Config, runtimes: Vec<Arc<dyn Runtime>>) -> Res
         driver: config.log_driver.clone(),
         config: config.log_opts.clone(),
     })?;
-    let runtimes: HashMap<_, _> = runtimes.into_iter().map(|r| (r.isolation(), r)).collect();
     let required = config.require_isolation.unwrap_or(config.default_isolation);
-    if !runtimes.contains_key(&required) {
+    if let Err(e) = runtimes.get(required) {
         return Err(Error::not_implemented(format!(
-            "isolation {required} is asked for by the daemon's options, but is not available on this host with this build of caisson"
+            "isolation {required} is asked for by the daemon's options, but is not available: {e}"
         )));
     }
     let task = tokio::task::spawn_blocking(move || {
@@ -113,7 +112,7 @@ pub(crate) async fn open(config: Config, runtimes: Vec<Arc<dyn Runtime>>) -> Res
         execs: crate::exec::Table::default(),
         registry: std::sync::Mutex::new(Registry::default()),
         idmap,
-        cgroup_v2: Path::new("/sys/fs/cgroup/cgroup.controllers").exists(),
+        host_cgroup_v2: Path::new("/sys/fs/cgroup/cgroup.controllers").exists(),
         _locks: locks,
     });
     let engine = Engine { inner };
@@ -304,7 +303,7 @@ where
 }
 
 async fn find(inner: &Inner, id: &str, definition: &records::Definition, state: &State) -> Found {
-    let Some(runtime) = inner.runtimes.get(&definition.isolation) else {
+    let Some(runtime) = inner.runtimes.for_recovery(definition.isolation) else {
         return Found::Nothing;
     };
     let sandbox_id = SandboxId(id.into());
@@ -346,7 +345,7 @@ impl Inner {
             let Some(name) = name.to_str() else { continue };
             let ours = name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit());
             if ours && !known.contains(name) {
-                for runtime in self.runtimes.values() {
+                for runtime in self.runtimes.all() {
                     if let Ok(Some(sandbox)) = runtime.recover(&SandboxId(name.into())).await {
                         let _ = sandbox.destroy(Duration::ZERO).await;
                     }

@@ -77,6 +77,9 @@ pub struct Flags {
     /// Size of a microVM's own disk when its container does not set it (--storage-opt size=)
     #[arg(long, value_name = "BYTES")]
     pub default_disk_size: Option<String>,
+    /// Memory of microVMs whose containers have no larger limit (default 512m; 256m where KVM emulates ring 0)
+    #[arg(long, value_name = "BYTES")]
+    pub vm_memory: Option<String>,
     /// Log driver of containers that do not set it: json-file, local or none
     #[arg(long, value_name = "DRIVER")]
     pub log_driver: Option<String>,

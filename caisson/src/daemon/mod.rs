@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
 use caisson_engine::Engine;
-use caisson_runtime::{ContainerRuntime, Runtime};
+use caisson_runtime::{Runtimes, VmSettings};
 use clap::{CommandFactory, Parser};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -178,9 +178,11 @@ fn notify_systemd(state: &[sd_notify::NotifyState]) {
 }
 
 async fn open_engine(settings: &Settings) -> anyhow::Result<Engine> {
-    let containers =
-        ContainerRuntime::open(&settings.exec_root).context("cannot run containers")?;
-    let runtimes: Vec<Arc<dyn Runtime>> = vec![Arc::new(containers)];
+    let vm = VmSettings {
+        memory_bytes: settings.vm_memory_bytes,
+        ..VmSettings::default()
+    };
+    let runtimes = Runtimes::open(&settings.exec_root, vm).context("cannot run containers")?;
     let engine = Engine::open(engine_config(settings), runtimes)
         .await
         .map_err(|e| anyhow!("cannot open {}: {e}", settings.data_root.display()))?;

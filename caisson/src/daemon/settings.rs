@@ -32,6 +32,7 @@ pub struct Settings {
     pub default_ulimits: Vec<(String, i64, i64)>,
     pub default_shm_size_bytes: Option<u64>,
     pub default_disk_bytes: Option<u64>,
+    pub vm_memory_bytes: Option<u64>,
     pub log_driver: String,
     pub log_opts: BTreeMap<String, String>,
     pub insecure_registries: Vec<String>,
@@ -95,6 +96,7 @@ pub struct ConfigFile {
     default_ulimits: Option<BTreeMap<String, FileUlimit>>,
     default_shm_size: Option<String>,
     default_disk_size: Option<String>,
+    vm_memory: Option<String>,
     log_driver: Option<String>,
     log_opts: Option<BTreeMap<String, String>>,
     insecure_registries: Option<Vec<String>>,
@@ -307,6 +309,16 @@ pub fn resolve(flags: Flags, file: ConfigFile) -> Result<Settings, String> {
                 parse_bytes(&t).ok_or(format!(
                     "default-shm-size {t:?} is not a size: write 64m, 1g, …"
                 ))
+            })
+            .transpose()?,
+        vm_memory_bytes: once
+            .of("vm-memory", flags.vm_memory, file.vm_memory)
+            .map(|t| {
+                parse_bytes(&t)
+                    .filter(|bytes| *bytes >= 64 << 20)
+                    .ok_or_else(|| {
+                        format!("vm-memory {t:?} is not a size of at least 64m: write 256m, 1g, …")
+                    })
             })
             .transpose()?,
         default_disk_bytes: once

@@ -59,7 +59,7 @@ pub(crate) fn spawn(
         mailbox: mailbox.clone(),
         view: seen,
     });
-    let runtime = inner.runtimes.get(&view.definition.isolation).cloned();
+    let runtime = inner.runtimes.for_recovery(view.definition.isolation);
     let mut actor = Actor {
         inner: inner.clone(),
         runtime,

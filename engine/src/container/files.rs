@@ -59,10 +59,9 @@ impl Actor {
         let idle = match &self.idle {
             Some(idle) => idle,
             None => {
-                let runtime = self
-                    .runtime
-                    .clone()
-                    .ok_or_else(|| self.inner.no_such_isolation(self.view.definition.isolation))?;
+                let runtime = self.runtime.clone().ok_or_else(|| {
+                    crate::admission::no_such_isolation(self.view.definition.isolation)
+                })?;
                 let sandbox = create_idle(&self.inner, &runtime, &self.view).await?;
                 self.idle.insert(Idle {
                     sandbox,

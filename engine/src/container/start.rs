@@ -15,13 +15,14 @@ use caisson_runtime::{
 use super::actor::Actor;
 use super::{Dir, Message};
 use crate::Inner;
+use crate::admission::no_such_isolation;
 use crate::error::{Error, ErrorKind, Result};
 use crate::logs;
 use crate::records::{Definition, Status, View};
 use crate::spec::namespaces::{Choice, Ipc, Namespaces};
 use crate::spec::security::{Seccomp, Security};
 use crate::spec::{self, Joined, OwnFiles, Plan, devices, files, mounts};
-use crate::{disk, rootfs};
+use crate::{disk, rootfs, wall};
 
 /// Destroys a sandbox unless the start succeeded.
 struct Undo(Option<Arc<dyn Sandbox>>);
@@ -79,7 +80,7 @@ impl Actor {
         let runtime = self
             .runtime
             .clone()
-            .ok_or_else(|| self.inner.no_such_isolation(self.view.definition.isolation))?;
+            .ok_or_else(|| no_such_isolation(self.view.definition.isolation))?;
         let (sandbox_spec, stdio, size) = prepare(&self.inner, &self.view).await?;
         let process = sandbox_spec
             .oci
@@ -264,7 +265,7 @@ fn assemble(
         default_ulimits: &inner.config.default_ulimits,
         default_shm_size_bytes: inner.config.default_shm_size_bytes,
         cgroup_parent,
-        cgroup_v2: inner.cgroup_v2,
+        cgroup_v2: inner.cgroup_v2(view.definition.isolation),
         console_size,
     })?;
     let stdio = Stdio {
@@ -326,6 +327,7 @@ fn joined(inner: &Inner, namespaces: &Namespaces, own: OwnFiles) -> Result<Share
             return Ok(None);
         };
         let view = inner.container(name)?.view();
+        wall::check_joined(name, view.definition.isolation)?;
         if !matches!(view.state.status, Status::Running | Status::Paused) || view.pid == 0 {
             return Err(Error::conflict(format!(
                 "cannot join network of a non running container: container {name} is not running"
@@ -391,7 +393,7 @@ pub(super) async fn create_idle(
         default_ulimits: &[],
         default_shm_size_bytes: inner.config.default_shm_size_bytes,
         cgroup_parent: inner.config.cgroup_parent.as_deref().unwrap_or(""),
-        cgroup_v2: inner.cgroup_v2,
+        cgroup_v2: inner.cgroup_v2(view.definition.isolation),
         console_size: None,
     })?;
     let rootfs = disk::rootfs(inner, view).await?;

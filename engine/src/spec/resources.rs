@@ -136,6 +136,26 @@ pub(crate) fn check(r: &mut api::Resources, cpus_online: usize) -> Result<Vec<St
     Ok(warnings)
 }
 
+/// Takes out what only version 1 of cgroups has, where the container's kernel has version 2: as Docker does on such hosts.
+pub(crate) fn discard_v1_only(r: &mut api::Resources, version_2: bool) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if !version_2 {
+        return warnings;
+    }
+    let mut discard = |what: &str| {
+        warnings.push(format!(
+            "Your kernel does not support {what} capabilities or the cgroup is not mounted. Limitation discarded."
+        ));
+    };
+    if r.memory_swappiness.take().is_some_and(|s| s != -1) {
+        discard("memory swappiness");
+    }
+    if r.oom_kill_disable.take().is_some_and(|on| on) {
+        discard("OomKillDisable");
+    }
+    warnings
+}
+
 /// Takes out limits that this host has no controller for, as Docker does, and says so. What bounds a container hard and
 /// cannot be had is an error instead.
 pub(crate) fn discard_unsupported(

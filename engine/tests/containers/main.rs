@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use caisson_api as api;
 use caisson_engine::*;
+use caisson_runtime::Runtimes;
 use fake::{FakeRuntime, Ledger};
 use futures_util::StreamExt as _;
 use tokio::io::AsyncReadExt as _;
@@ -41,7 +42,11 @@ impl House {
 
     async fn try_open(&self) -> Result<Engine> {
         let config = Config::new(self.dir.path().join("data"), self.dir.path().join("run"));
-        Engine::open(config, vec![FakeRuntime::over(&self.ledger, self.form)]).await
+        Engine::open(
+            config,
+            Runtimes::default().with(FakeRuntime::over(&self.ledger, self.form), || Ok(())),
+        )
+        .await
     }
 
     async fn open(&mut self) {
