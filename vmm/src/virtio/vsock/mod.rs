@@ -28,7 +28,7 @@ use crate::error::{Error, Result};
 use crate::resource;
 use crate::worker::Worker;
 use muxer::{Counters, Muxer};
-use queues::Work;
+use queues::{Restored, Work};
 
 const KIND: u32 = 19;
 /// Receive, transmit, event.
@@ -40,7 +40,7 @@ pub struct Vsock {
     counters: Arc<Counters>,
     /// Here while the device is stopped, otherwise with the worker.
     muxer: Option<Muxer>,
-    owes_transport_reset: bool,
+    restored: Restored,
     worker: Option<Worker<Work>>,
 }
 
@@ -71,7 +71,7 @@ impl Vsock {
             guest_cid,
             counters,
             muxer: Some(muxer),
-            owes_transport_reset: false,
+            restored: Restored::Done,
             worker: None,
         })
     }
@@ -102,7 +102,7 @@ impl Device for Vsock {
         let work = Work {
             muxer,
             activation,
-            owes_transport_reset: self.owes_transport_reset,
+            restored: self.restored,
         };
         self.worker = Some(Worker::spawn_loop("vsock", work, Work::run)?);
         Ok(())
@@ -111,19 +111,24 @@ impl Device for Vsock {
     fn stop(&mut self) -> Option<Activation> {
         let work = self.worker.take()?.stop()?;
         self.muxer = Some(work.muxer);
-        self.owes_transport_reset = work.owes_transport_reset;
+        self.restored = work.restored;
         Some(work.activation)
     }
 
     fn reset(&mut self) {
         drop(self.stop());
+        self.restored = Restored::Done;
         if let Some(muxer) = &mut self.muxer {
             muxer.disconnect();
+            muxer.open(Instant::now());
         }
     }
 
     fn restore(&mut self, _state: Value) -> Result<()> {
-        self.owes_transport_reset = true;
+        self.restored = Restored::Untold;
+        if let Some(muxer) = &mut self.muxer {
+            muxer.close();
+        }
         Ok(())
     }
 

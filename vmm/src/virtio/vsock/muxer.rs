@@ -55,6 +55,8 @@ pub struct Muxer {
     /// No deadline is earlier than this.
     alarm: Option<Instant>,
     counters: Arc<Counters>,
+    /// Clients wait in the backlog.
+    closed: bool,
 }
 
 impl Muxer {
@@ -79,6 +81,7 @@ impl Muxer {
             next_port: FIRST_HOST_PORT,
             alarm: None,
             counters,
+            closed: false,
         })
     }
 
@@ -202,6 +205,17 @@ impl Muxer {
         self.alarm_changed();
     }
 
+    /// No client is taken until [`Muxer::open`].
+    pub fn close(&mut self) {
+        self.closed = true;
+    }
+
+    /// Clients are taken again.
+    pub fn open(&mut self, now: Instant) {
+        self.closed = false;
+        self.accept(now);
+    }
+
     /// The machine goes on after a pause: nobody is late.
     pub fn resume(&mut self, now: Instant) {
         for connection in self.connections.values_mut() {
@@ -214,7 +228,7 @@ impl Muxer {
     fn accept(&mut self, now: Instant) {
         let epoll = &self.epoll;
         let id = &mut self.next_id;
-        while self.host.accept(*id, now, |fd| watch(epoll, fd, *id)) {
+        while !self.closed && self.host.accept(*id, now, |fd| watch(epoll, fd, *id)) {
             *id += 1;
         }
         self.alarm_changed();

@@ -8,7 +8,8 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
-use std::time::Instant;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestMemoryMmap;
@@ -31,6 +32,10 @@ const STOP: u64 = 3;
 const TURN: usize = 256;
 /// Descriptors of a packet: Linux uses one or two.
 const CHAIN_MAX: usize = 64;
+/// How often to look whether the driver has answered: the kick for it may be suppressed.
+const LOOK_AGAIN_MS: i32 = 5;
+/// How long it may take.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// `VIRTIO_VSOCK_EVENT_TRANSPORT_RESET`.
 const TRANSPORT_RESET: [u8; 4] = 0u32.to_le_bytes();
 
@@ -40,8 +45,25 @@ pub struct Work {
     pub muxer: Muxer,
     /// Memory, queues, kicks, interrupt.
     pub activation: Activation,
-    /// The guest has not been told yet that its connections are gone.
-    pub owes_transport_reset: bool,
+    /// Whether the guest knows that its connections are gone.
+    pub restored: Restored,
+}
+
+/// After a restore. A connection that began before the driver has dropped the old ones would be dropped with them, so the
+/// host's clients wait until it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Restored {
+    /// The guest is to be told.
+    Untold,
+    /// It was, when the driver had made so many event buffers available; it gives this one back when it is done.
+    Told {
+        /// The event queue's available index.
+        available: u16,
+        /// A driver that gives nothing back is waited for until then.
+        until: Instant,
+    },
+    /// Nothing is to be done (any more).
+    Done,
 }
 
 impl Work {
@@ -79,6 +101,7 @@ impl Work {
             let more = self.turn()?;
             let timeout_ms = match self.muxer.alarm() {
                 _ if more => Some(0),
+                _ if matches!(self.restored, Restored::Told { .. }) => Some(LOOK_AGAIN_MS),
                 Some(alarm) => {
                     let left = alarm.saturating_duration_since(Instant::now());
                     Some(left.as_millis().min(60_000) as i32 + 1)
@@ -120,8 +143,10 @@ impl Work {
 
     /// Moves what can be moved; whether there was more than fits into one turn.
     fn turn(&mut self) -> Result<bool> {
-        if self.owes_transport_reset {
-            self.tell_transport_reset()?;
+        match self.restored {
+            Restored::Untold => self.tell_transport_reset()?,
+            Restored::Told { available, until } => self.look_for_answer(available, until)?,
+            Restored::Done => {}
         }
         let more_tx = self.transmit()?;
         let more_rx = self.receive()?;
@@ -213,6 +238,23 @@ impl Work {
         Ok(used == TURN || (was_full && !self.muxer.is_full()))
     }
 
+    fn look_for_answer(&mut self, available: u16, until: Instant) -> Result<()> {
+        let Activation { memory, queues, .. } = &self.activation;
+        let now = Instant::now();
+        let answered = match queues.get(EVENT) {
+            Some(queue) => {
+                let index = queue.avail_idx(memory, Ordering::Acquire);
+                index.map_err(chain::broken)?.0 != available
+            }
+            None => true,
+        };
+        if answered || now >= until {
+            self.restored = Restored::Done;
+            self.muxer.open(now);
+        }
+        Ok(())
+    }
+
     fn tell_transport_reset(&mut self) -> Result<()> {
         let Activation {
             memory,
@@ -235,7 +277,11 @@ impl Work {
                 .add_used(memory, head, len as u32)
                 .map_err(chain::broken)?;
             if len == TRANSPORT_RESET.len() {
-                self.owes_transport_reset = false;
+                let available = queue.avail_idx(memory, Ordering::Acquire);
+                self.restored = Restored::Told {
+                    available: available.map_err(chain::broken)?.0,
+                    until: Instant::now() + PATIENCE,
+                };
                 return notify(queue, memory, interrupt);
             }
         }

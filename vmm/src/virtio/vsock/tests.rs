@@ -512,17 +512,19 @@ fn a_pause_keeps_connections_and_a_reset_ends_them() {
 }
 
 #[test]
-fn after_a_restore_the_guest_is_told_that_its_connections_are_gone() {
+fn after_a_restore_clients_wait_until_the_guest_has_dropped_its_connections() {
     let memory = testing::memory();
-    let (mut vsock, _place) = device();
+    let (mut vsock, place) = device();
+    let _waits = place.connect("CONNECT 1\n");
     vsock.restore(Value::Null).expect("nothing to check");
     let guest = &mut Guest::new(&memory, &mut vsock);
+    guest.receives_nothing();
     // the buffer comes after the restore: it is told then
     let used = guest.driver.request(EVENT, &[Part::Writable(4)]);
     assert_eq!(used.written, [0; 4]);
+    guest.receives_nothing();
     guest.driver.offer(EVENT, &[Part::Writable(4)]);
-    guest.driver.kick(EVENT);
-    std::thread::sleep(Duration::from_millis(20));
+    guest.answer(1);
     assert_eq!(guest.driver.try_used(EVENT), None);
 }
 
