@@ -277,7 +277,9 @@ pub enum VmEnd {
     Reset,
     /// It was asked to stop.
     Stopped,
-    /// The guest's kernel panicked; the last lines of its console.
+    /// The guest's kernel panicked; the last lines of its console. Told from a reset by these lines: with `panic=-1` a
+    /// panic ends as a reboot does, and a machine without ACPI has no other word for either. A guest that prints them
+    /// itself fools nobody but its owner.
     Panicked(String),
     /// The guest crashed or did what this VMM or this host cannot run; said for its user.
     Failed(String),

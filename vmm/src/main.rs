@@ -32,17 +32,13 @@ mod machine;
 mod memory;
 mod ports;
 mod probe;
-#[allow(dead_code)]
 mod resource;
 mod serial;
 mod snapshot;
 mod sys;
 mod timing;
 mod vcpu;
-// what devices use that come next
-#[allow(dead_code)]
 mod virtio;
-#[allow(dead_code)]
 mod worker;
 
 use std::fs::File;

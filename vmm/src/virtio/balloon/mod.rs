@@ -34,7 +34,6 @@ const F_DEFLATE_ON_OOM: u64 = 1 << 2;
 /// It reports free pages unasked.
 const F_REPORTING: u64 = 1 << 5;
 const INFLATE: usize = 0;
-const DEFLATE: usize = 1;
 /// Queues that are not offered are not counted.
 const REPORTING: usize = 2;
 const QUEUE_SIZES: [u16; 3] = [128, 128, 64];
@@ -226,7 +225,7 @@ fn take(index: usize, chain: Chain, memory: &GuestMemoryMmap) -> Result<()> {
             }
         }
         REPORTING => pages::discard_ranges(Slices::new(&chain.writable, memory)?),
-        // DEFLATE: its pages come back when the guest touches them
+        // 1, deflate: its pages come back when the guest touches them
         _ => {}
     }
     Ok(())
@@ -238,6 +237,8 @@ mod tests {
 
     use super::*;
     use crate::virtio::testing::{self, Driver, Part};
+
+    const DEFLATE: usize = 1;
 
     const AT: u64 = 0x200_0000;
 

@@ -20,8 +20,6 @@ use crate::virtio::{Activation, Interrupt};
 /// Frames in one direction before the other gets its turn.
 pub const TURN: usize = 64;
 
-const RX: usize = 0;
-const TX: usize = 1;
 /// Tokens: the kicks have their queues' numbers.
 const STOP: u64 = 2;
 const TAP: u64 = 3;
