@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::bench::*;
 
 crate::contract! {
-    a_bind_mount_is_seen, a_shared_bind_mount_propagates_both_ways, a_private_bind_mount_does_not_propagate,
+    a_bind_mount_is_seen, a_file_and_a_read_only_directory, a_shared_bind_mount_propagates_both_ways, a_private_bind_mount_does_not_propagate,
     a_read_only_root, a_directory_as_root, copies_keep_the_ids_of_a_remapped_root,
 }
 
@@ -122,6 +122,41 @@ async fn a_bind_mount_is_seen(bench: &Bench) {
     assert_eq!(fs::read(source.join("g")).expect("there"), b"back\n");
     sandbox.destroy(Duration::ZERO).await.expect("destroyed");
     assert!(source.join("f").exists());
+}
+
+async fn a_file_and_a_read_only_directory(bench: &Bench) {
+    let source = bench.dir.path().join("source");
+    fs::create_dir_all(source.join("sub")).expect("made");
+    fs::write(source.join("one"), "one file").expect("written");
+    fs::write(source.join("sub/other"), "another").expect("written");
+    std::os::unix::fs::symlink("/etc/passwd", source.join("link")).expect("linked");
+    let mounts = json!([
+        {"destination": "/one", "type": "bind", "source": source.join("one"), "options": ["rbind", "rprivate"]},
+        {"destination": "/all", "type": "bind", "source": source, "options": ["rbind", "rprivate", "ro"]},
+    ]);
+    let id = bench.new_id();
+    let mut spec = bench.spec(&id, Wish::default());
+    let mounts: Vec<_> = serde_json::from_value(mounts).expect("mounts");
+    spec.oci
+        .mounts_mut()
+        .as_mut()
+        .expect("mounts")
+        .extend(mounts);
+    let sandbox = bench.runtime.create(&id, spec).await.expect("created");
+    let script = "cat /one; echo written > /one; cat /all/one /all/sub/other; busybox realpath /all/link; \
+        busybox chown 12:34 /one; busybox mkfifo /all/fifo || echo refused; echo x > /all/one; echo $?";
+    let init = ProcessId::init();
+    let (output, _) = run_in(&*sandbox, &init, sh(script), Stdio::default()).await;
+    assert_eq!(
+        output.out(),
+        "one filewritten\nanother/etc/passwd\nrefused\n1\n",
+        "{output:?}"
+    );
+    let one = fs::metadata(source.join("one")).expect("there");
+    assert_eq!((one.uid(), one.gid()), (12, 34));
+    assert_eq!(fs::read(source.join("one")).expect("there"), b"written\n");
+    assert!(!source.join("fifo").exists());
+    sandbox.destroy(Duration::ZERO).await.expect("destroyed");
 }
 
 async fn a_shared_bind_mount_propagates_both_ways(bench: &Bench) {

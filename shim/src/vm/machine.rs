@@ -22,15 +22,15 @@ use std::time::{Duration, Instant};
 use caisson_jail::cgroup::Cgroup;
 use caisson_protocol::layout::{CONSOLE, VM, VM_ROOT, VM_SOCKET};
 use caisson_protocol::vmm::{
-    AssistMode, Confinement, Disk, RateLimits, Resource, VmEnd, VmSpec, VmStats, VmmOutcome,
-    VmmRequest, VmmRequestFrame, VmmResponse, VmmResponseFrame, Vsock,
+    AssistMode, Confinement, Disk, FsShare, RateLimits, Resource, VmEnd, VmSpec, VmStats,
+    VmmOutcome, VmmRequest, VmmRequestFrame, VmmResponse, VmmResponseFrame, Vsock,
 };
 use caisson_protocol::{Error, ErrorKind, FrameDecoder, VmSetup, decode, encode};
 use caisson_supervisor::jail_error;
 
 use super::calls::{Calls, Lost};
 use super::plan::{COMMAND_LINE, DISKS, Plan};
-use super::{agent, short, sys};
+use super::{agent, shares, short, sys};
 
 /// Only the guest sees it.
 const GUEST_CID: u32 = 3;
@@ -84,6 +84,8 @@ pub struct Parts<'a> {
     /// The container image's and the scratch disk's files.
     pub image: &'a Path,
     pub scratch: &'a Path,
+    /// What the guest sees of the host's files.
+    pub shares: Vec<shares::Source>,
 }
 
 impl Machine {
@@ -97,6 +99,7 @@ impl Machine {
             setup,
             image,
             scratch,
+            shares,
         } = parts;
         make_dirs(dir)?;
         cgroup.create(Some(&plan.host)).map_err(jail_error)?;
@@ -124,6 +127,13 @@ impl Machine {
                 queues: None,
             });
         }
+        let mut served = Vec::new();
+        for share in shares::start(shares, &setup.share_server, &cgroup)? {
+            served.push(FsShare {
+                tag: share.tag,
+                server: inherited.add(share.server),
+            });
+        }
         let (ours, theirs) =
             UnixStream::pair().map_err(|e| failed("cannot make a socket pair", e))?;
         let spec = VmSpec {
@@ -135,7 +145,7 @@ impl Machine {
             command_line: COMMAND_LINE.into(),
             disks,
             nets: Vec::new(),
-            shares: Vec::new(),
+            shares: served,
             vsock: Some(Vsock {
                 guest_cid: GUEST_CID,
                 listener: inherited.add(listener.into()),

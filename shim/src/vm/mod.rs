@@ -21,6 +21,7 @@ mod plan;
 mod processes;
 mod relay;
 mod sandbox;
+mod shares;
 mod short;
 mod stats;
 #[allow(unsafe_code)]

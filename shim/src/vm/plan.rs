@@ -15,7 +15,7 @@
 use std::path::{Path, PathBuf};
 
 use caisson_protocol::vmm::{Bucket, RateLimits};
-use caisson_protocol::{Error, ErrorKind, VmSetup};
+use caisson_protocol::{Error, ErrorKind, Share, VmSetup};
 use oci_spec::runtime::{
     LinuxBlockIo, LinuxCpu, LinuxDeviceCgroup, LinuxResources, LinuxThrottleDevice, Mount, Spec,
 };
@@ -78,8 +78,21 @@ pub struct Shared {
     /// Where the agent mounts it.
     pub target: PathBuf,
     pub read_only: bool,
+    /// With what is mounted below it.
+    pub recursive: bool,
     /// Which of the guest spec's mounts it is for: a source that is a file is found only when it is opened.
     pub mount: usize,
+}
+
+impl Shared {
+    /// What the agent is told of it.
+    pub fn for_agent(&self) -> Share {
+        Share {
+            tag: self.tag.clone(),
+            target: self.target.clone(),
+            read_only: self.read_only,
+        }
+    }
 }
 
 /// Decides.
@@ -253,12 +266,14 @@ fn translate_bind(
     }
     let target = Path::new(SHARES).join(n.to_string());
     let read_only = options_of(mount).any(|o| o == "ro");
+    let recursive = options_of(mount).any(|o| o == "rbind");
     mount.set_source(Some(target.clone()));
     shares.push(Shared {
         source,
         tag: format!("share{n}"),
         target,
         read_only,
+        recursive,
         mount: n,
     });
     Ok(())
@@ -382,9 +397,10 @@ mod tests {
         );
         let share = &plan.shares[0];
         assert_eq!(
-            (share.source.as_path(), share.read_only, share.mount),
-            (Path::new("/srv/data"), true, 2)
+            (share.source.as_path(), share.mount),
+            (Path::new("/srv/data"), 2)
         );
+        assert!(share.read_only && share.recursive);
         let sources: Vec<_> = plan
             .guest
             .mounts()

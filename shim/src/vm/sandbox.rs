@@ -27,8 +27,9 @@ use serde_json::value::RawValue;
 use super::agent::Agent;
 use super::journal::{self, Journal};
 use super::machine::{self, Machine, Parts};
-use super::plan::{self, Copy, DISKS, Plan};
+use super::plan::{self, Copy, DISKS, Plan, Shared};
 use super::processes::Processes;
+use super::shares;
 use super::stats;
 use crate::records;
 
@@ -130,17 +131,8 @@ impl Sandbox {
         };
         let spec: Spec = parse("runtime spec", &request.spec)?;
         let host_cpus = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
-        let plan = plan::plan(&spec, &setup, host_cpus)?;
-        if let Some(share) = plan.shares.first() {
-            return Err(Error::new(
-                ErrorKind::HostUnfit,
-                format!(
-                    "{} cannot be mounted: directories of the host cannot be shared with virtual machines yet; use \
-                     --isolation=container",
-                    share.source.display()
-                ),
-            ));
-        }
+        let mut plan = plan::plan(&spec, &setup, host_cpus)?;
+        let shares = shares::open(&mut plan)?;
         let files = read_copies(&plan.copies)?;
         let cgroups_path = spec
             .linux()
@@ -162,6 +154,7 @@ impl Sandbox {
             setup: &setup,
             image: lower,
             scratch: upper,
+            shares,
         };
         let machine = Arc::new(Machine::start(parts, &plan)?);
         let result = self.bring_up(&machine, &setup, &plan, files, request.id, request.reaper);
@@ -212,7 +205,7 @@ impl Sandbox {
             guest: Some(GuestSetup {
                 now: SystemTime::now(),
                 entropy: entropy()?,
-                shares: Vec::new(),
+                shares: plan.shares.iter().map(Shared::for_agent).collect(),
                 files,
                 interfaces: Vec::new(),
             }),
