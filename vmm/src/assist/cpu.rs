@@ -133,11 +133,15 @@ impl<'a> Cpu<'a> {
 
     /// Up to 15 bytes at RIP; fewer when the next page is not there.
     pub fn code(&self) -> Vec<u8> {
+        let at = match self.bitness() {
+            64 => self.regs.rip,
+            _ => self.sregs.cs.base.wrapping_add(self.regs.rip) & 0xffff_ffff,
+        };
         let mut bytes = vec![0; 15];
-        let first = (0x1000 - (self.regs.rip & 0xfff)).min(15) as usize;
-        if self.read(self.regs.rip, &mut bytes).is_err() {
+        let first = (0x1000 - (at & 0xfff)).min(15) as usize;
+        if self.read(at, &mut bytes).is_err() {
             bytes.truncate(first);
-            if self.read(self.regs.rip, &mut bytes).is_err() {
+            if self.read(at, &mut bytes).is_err() {
                 bytes.clear();
             }
         }
@@ -158,6 +162,15 @@ impl<'a> Cpu<'a> {
         self.fd
             .set_vcpu_events(&events)
             .map_err(Error::kvm("KVM_SET_VCPU_EVENTS"))
+    }
+
+    /// 64, 32 or 16: what the code segment says.
+    pub fn bitness(&self) -> u32 {
+        match (self.sregs.cs.l, self.sregs.cs.db) {
+            (1, _) => 64,
+            (_, 1) => 32,
+            _ => 16,
+        }
     }
 
     /// A general register; 32-bit names give the low half.
@@ -269,11 +282,20 @@ impl<'a> Cpu<'a> {
 
     /// Reads guest memory by linear address.
     pub fn read(&self, address: u64, into: &mut [u8]) -> Result<(), Exception> {
+        self.read_as(Access::Read, address, into)
+    }
+
+    /// Reads one of the processor's own tables, which it may whatever the privilege level is.
+    pub fn read_system(&self, address: u64, into: &mut [u8]) -> Result<(), Exception> {
+        self.read_as(Access::System, address, into)
+    }
+
+    fn read_as(&self, access: Access, address: u64, into: &mut [u8]) -> Result<(), Exception> {
         let mut done = 0;
         while done < into.len() {
             let at = address.wrapping_add(done as u64);
             let chunk = ((0x1000 - (at & 0xfff)) as usize).min(into.len() - done);
-            let physical = translate(self, at, Access::Read)?;
+            let physical = translate(self, at, access)?;
             vm_memory::Bytes::read_slice(self.memory, &mut into[done..done + chunk], physical)
                 .map_err(|_| GENERAL_PROTECTION)?;
             done += chunk;

@@ -111,7 +111,7 @@ fn visible(
     types: &[u64],
 ) -> Result<Option<u64>, Exception> {
     let mut bytes = [0; 8];
-    cpu.read(address, &mut bytes)?;
+    cpu.read_system(address, &mut bytes)?;
     let descriptor = u64::from_le_bytes(bytes);
     let kind = descriptor >> 40 & 0xf;
     let is_segment = descriptor >> 44 & 1 == 1;

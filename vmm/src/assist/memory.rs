@@ -22,11 +22,13 @@ const CR4_SMAP: u64 = 1 << 21;
 pub enum Access {
     Read,
     Write,
+    /// The processor reads a table of its own.
+    System,
 }
 
 /// The guest-physical address behind a linear one, or the fault that the access raises. Sets accessed and dirty bits.
 pub fn translate(cpu: &Cpu, address: u64, access: Access) -> Result<GuestAddress, Exception> {
-    let user = cpu.privilege() == 3;
+    let user = cpu.privilege() == 3 && access != Access::System;
     let write = access == Access::Write;
     let fault = |present: bool| Exception::Page {
         address,
@@ -80,10 +82,10 @@ pub fn translate(cpu: &Cpu, address: u64, access: Access) -> Result<GuestAddress
 
 /// Whether a page whose entries allow `rights` on every level may be accessed.
 fn may(cpu: &Cpu, rights: u64, access: Access) -> bool {
-    let user = cpu.privilege() == 3;
+    let user = cpu.privilege() == 3 && access != Access::System;
     let (of_user, writable) = (rights & USER != 0, rights & WRITABLE != 0);
     let prevented =
         !user && of_user && cpu.sregs.cr4 & CR4_SMAP != 0 && cpu.regs.rflags & FLAG_AC == 0;
     let unprotected = !user && cpu.sregs.cr0 & CR0_WRITE_PROTECT == 0;
-    (of_user || !user) && !prevented && (access == Access::Read || writable || unprotected)
+    (of_user || !user) && !prevented && (access != Access::Write || writable || unprotected)
 }

@@ -20,7 +20,7 @@ mod syscall;
 mod tests;
 mod xstate;
 
-use iced_x86::{Instruction, OpKind, Register};
+use iced_x86::{Decoder, DecoderOptions, Instruction, OpKind, Register};
 use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
 use vm_memory::GuestMemoryMmap;
@@ -66,11 +66,10 @@ impl Assist {
     pub fn complete(&self, fd: &mut VcpuFd, memory: &GuestMemoryMmap) -> Result<()> {
         let mut cpu = Cpu::load(fd, memory)?;
         let code = cpu.code();
-        let mut decoder =
-            iced_x86::Decoder::with_ip(64, &code, cpu.regs.rip, iced_x86::DecoderOptions::NONE);
+        let (bitness, rip) = (cpu.bitness(), cpu.regs.rip);
+        let mut decoder = Decoder::with_ip(bitness, &code, rip, DecoderOptions::NONE);
         let instruction = decoder.decode();
         let done = match Completion::of(instruction.mnemonic()) {
-            // a program's instruction comes here because its operand is no memory: it is the program's fault
             _ if cpu.privilege() == 3 => Err(refused_to_user(&cpu, &instruction)),
             Some(how) => instructions::complete(&mut cpu, &instruction, how, &self.layout),
             None => return Err(unknown(&cpu, &instruction, &code)),
@@ -130,7 +129,7 @@ const STACK: u8 = 12;
 const GENERAL: u8 = 13;
 const PAGE_FAULT: u8 = 14;
 
-/// The fault of a program at an address that is no memory: that of a page which is not for it.
+/// The fault of a program whose instruction is here because its operand is no memory: that of a page which is not for it.
 fn refused_to_user(cpu: &Cpu, instruction: &Instruction) -> Exception {
     const PROTECTION_OF_USER: u32 = 5;
     const WRITE: u32 = 2;

@@ -1,6 +1,6 @@
 //! SYSCALL on a host that delivers it wrongly.
 //!
-//! There, SYSCALL from user mode jumps to LSTAR with CS, CPL and RFLAGS as they were: the guest takes a fetch fault in user
+//! There, SYSCALL from user mode jumps to LSTAR with CS and CPL as they were: the guest takes a fetch fault in user
 //! mode. So LSTAR is pointed at a gate that user mode may execute:
 //!
 //! ```text
@@ -14,7 +14,7 @@
 //! A program can jump to the gate by itself, or write to the trap page from anywhere. That is worth nothing that a SYSCALL
 //! is not: the write counts only if it is the gate's own, made in user mode's 64-bit segment, and if there is a SYSCALL
 //! instruction in front of RCX, that is, if the program could have jumped there instead; otherwise it is the page fault that
-//! it would be elsewhere. R11, from which SYSRET takes RFLAGS, is not the program's register but what RFLAGS are.
+//! it would be elsewhere. R11, from which SYSRET takes RFLAGS, is cut down to what user mode can set with POPF.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -50,8 +50,10 @@ const PTE_TRAP: u64 = 0x67 | 0x18 | 1 << 63;
 const PTE_USER: u64 = 4;
 const PTE_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
+/// CF PF AF ZF SF TF DF OF NT AC ID: what POPF at CPL 3 can change.
+const FLAGS_OF_USER: u64 = 0x24_4dd5;
 const FLAG_ALWAYS: u64 = 2;
-const FLAG_RESUME: u64 = 1 << 16;
+const FLAG_INTERRUPTS: u64 = 1 << 9;
 /// The first address that is none of user mode's.
 const USER_END: u64 = 1 << 47;
 
@@ -118,7 +120,7 @@ impl Gate {
             db: 1,
             ..segment
         };
-        cpu.regs.r11 = cpu.regs.rflags & !FLAG_RESUME;
+        cpu.regs.r11 = (cpu.regs.r11 & FLAGS_OF_USER) | FLAG_ALWAYS | FLAG_INTERRUPTS;
         cpu.regs.rflags = (cpu.regs.r11 & !self.mask) | FLAG_ALWAYS;
         cpu.regs.rip = self.entry;
         cpu.store()
