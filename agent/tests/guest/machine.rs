@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -89,7 +89,6 @@ impl Machine {
         caisson_blockfs::ext4::create(&at("scratch.ext4"), &options).expect("a scratch disk");
 
         let listener = UnixListener::bind(at("vsock.sock")).expect("a socket");
-        rustix::io::fcntl_setfd(&listener, rustix::io::FdFlags::empty()).expect("inherited");
         let disk = |file: &Path, serial: &str, read_only| Disk {
             file: Resource::Path(file.into()),
             serial: serial.into(),
@@ -121,13 +120,16 @@ impl Machine {
         };
         File::create(at("console")).expect("a console file");
         let (control, theirs) = UnixStream::pair().expect("a socket pair");
+        for inherited in [listener.as_fd(), theirs.as_fd()] {
+            rustix::io::fcntl_setfd(inherited, rustix::io::FdFlags::empty()).expect("inherited");
+        }
         let begin = Instant::now();
         let vmm = Command::new(&pieces.vmm)
-            .args(["--control", "0"])
-            .stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)))
+            .args(["--control", &theirs.as_raw_fd().to_string()])
+            .stdin(Stdio::null())
             .spawn()
             .expect("caisson-vmm starts");
-        drop(listener);
+        drop((listener, theirs));
         let mut machine = Machine {
             vmm,
             control,
