@@ -67,8 +67,22 @@ fn mount_plain(lower: &[PathBuf], upper: &Path, work: &Path, target: &Path) -> R
     }
 }
 
+/// Whether a kernel may have `lowerdir+`: older ones complain of it in their log.
+fn may_add_layers(release: &str) -> bool {
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map_while(|part| part.parse::<u32>().ok());
+    match (numbers.next(), numbers.next()) {
+        (Some(major), Some(minor)) => (major, minor) >= (6, 5),
+        _ => true,
+    }
+}
+
 /// The overlay, detached; `None` where the kernel has no `lowerdir+`.
 fn layer_by_layer(lower: &[PathBuf], upper: &Path, work: &Path) -> Result<Option<OwnedFd>> {
+    if !may_add_layers(&rustix::system::uname().release().to_string_lossy()) {
+        return Ok(None);
+    }
     let fs = match rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC) {
         Ok(fs) => fs,
         Err(Errno::NOSYS) => return Ok(None),
@@ -324,6 +338,20 @@ impl Drop for Unmount<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn layers_are_added_one_by_one_since_linux_6_5() {
+        for (release, may) in [
+            ("6.1.192", false),
+            ("5.15.0-91-generic", false),
+            ("6.4.99", false),
+            ("6.5.0", true),
+            ("7.0-rc1", true),
+            ("strange", true),
+        ] {
+            assert_eq!(may_add_layers(release), may, "{release}");
+        }
+    }
 
     #[test]
     fn many_layers_fit_relative_to_their_common_directory() {

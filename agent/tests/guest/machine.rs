@@ -102,7 +102,7 @@ impl Machine {
             memory_bytes: MEMORY_BYTES,
             kernel: Resource::Path(pieces.kernel.clone()),
             initramfs: None,
-            command_line: "root=/dev/vda rootfstype=erofs ro init=/agent reboot=k panic=-1 loglevel=6 random.trust_bootloader=on".into(),
+            command_line: "root=/dev/vda rootfstype=erofs ro init=/agent reboot=k panic=-1 loglevel=6 random.trust_bootloader=on dummy.numdummies=0".into(),
             disks: vec![
                 disk(&pieces.agent, "agent", true),
                 disk(&at("image.erofs"), "image", true),

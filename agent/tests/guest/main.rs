@@ -23,7 +23,7 @@ use client::{Chunks, Everything};
 use machine::{Machine, Pieces};
 
 const HOSTS: &str = "127.0.0.1 localhost in-a-guest\n";
-const MEMORY_LIMIT: u64 = 48 << 20;
+const MEMORY_LIMIT: u64 = 16 << 20;
 
 /// One machine at a time: two share two processors badly.
 fn turn() -> MutexGuard<'static, ()> {
@@ -238,10 +238,9 @@ fn a_container_lives_behind_the_wall_and_its_end_is_the_machines() {
     let scratch = std::fs::read(machine.path("scratch.ext4")).expect("the disk");
     assert!(is_clean(&scratch), "the scratch disk was not unmounted");
     let console = machine.console();
-    assert!(
-        !console.contains("caisson-agent:"),
-        "complaints:\n{console}"
-    );
+    let complaints = console.lines().filter(|l| l.contains("caisson-agent:"));
+    let others = complaints.filter(|l| !l.contains("a client is hung up on"));
+    assert_eq!(others.collect::<Vec<_>>(), Vec::<&str>::new());
 }
 
 /// Namespaces, files, kernel parameters: the guest's spec, adapted.
@@ -254,7 +253,7 @@ fn what_it_sees(machine: &Machine) {
         ("cat /proc/self/cgroup", "0::/"),
         ("cat /proc/sys/net/ipv4/ip_unprivileged_port_start", "0"),
         ("cat /proc/sys/kernel/shmmax", "1048576"),
-        ("cat /sys/fs/cgroup/memory.max", "50331648"),
+        ("cat /sys/fs/cgroup/memory.max", "16777216"),
         ("hostname", "boxed"),
         ("stat -c '%a %u %g' /", "755 0 0"),
         ("ulimit -n", "1048576"),
@@ -329,18 +328,18 @@ fn terminals(machine: &Machine) {
 /// More than any buffer on the way holds, read slowly at first.
 fn much_output(machine: &Machine) {
     let writes = process(
-        &["dd", "if=/dev/zero", "bs=64k", "count=128", "status=none"],
+        &["dd", "if=/dev/zero", "bs=64k", "count=48", "status=none"],
         false,
     );
     let journal = spawn(machine, "much", &writes, false, None).expect("starts");
     std::thread::sleep(std::time::Duration::from_millis(300));
     let all = journal.read_all();
-    assert_eq!((all.stdout.len(), all.exit_code()), (8 << 20, Some(0)));
+    assert_eq!((all.stdout.len(), all.exit_code()), (3 << 20, Some(0)));
 }
 
 fn files(machine: &Machine) {
     let mut archive = tar::Builder::new(Vec::new());
-    let content = vec![b'x'; 3 << 20];
+    let content = vec![b'x'; 2 << 20];
     let mut header = tar::Header::new_gnu();
     header.set_size(content.len() as u64);
     header.set_mode(0o640);
@@ -376,7 +375,7 @@ fn files(machine: &Machine) {
 
 fn limits(machine: &Machine, control: &mut client::Client) {
     let greedy = process(
-        &["dd", "if=/dev/zero", "of=/dev/null", "bs=100M", "count=1"],
+        &["dd", "if=/dev/zero", "of=/dev/null", "bs=40M", "count=1"],
         false,
     );
     let journal = spawn(machine, "greedy", &greedy, false, None).expect("starts");
@@ -399,7 +398,7 @@ fn limits(machine: &Machine, control: &mut client::Client) {
     })));
     assert_eq!(
         run(machine, "raised", &["cat", "/sys/fs/cgroup/memory.max"]).text(),
-        "100663296\n"
+        "33554432\n"
     );
 
     done(control.ask(Request::Pause));

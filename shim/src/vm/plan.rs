@@ -38,7 +38,7 @@ const FILES: &str = "/run/caisson/files";
 const SHARES: &str = "/run/caisson/shares";
 
 /// The guest kernel's command line; helped by the fact that nobody sees its console unless it fails.
-pub const COMMAND_LINE: &str = "root=/dev/vda rootfstype=erofs ro init=/agent quiet reboot=k panic=-1 random.trust_bootloader=on";
+pub const COMMAND_LINE: &str = "root=/dev/vda rootfstype=erofs ro init=/agent quiet reboot=k panic=-1 random.trust_bootloader=on dummy.numdummies=0";
 
 /// The disks, in this order: their serial numbers and what the guest's kernel calls them.
 pub const DISKS: [(&str, &str); 3] = [
