@@ -24,6 +24,7 @@ mod sys;
 #[cfg(test)]
 pub mod testing;
 mod transport;
+mod used;
 pub mod vsock;
 
 pub use transport::{MMIO_LEN, QUEUE_NOTIFY, Transport, TransportState};

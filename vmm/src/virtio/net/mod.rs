@@ -15,7 +15,6 @@ mod tap;
 #[cfg(test)]
 mod tests;
 mod transmit;
-mod used;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

@@ -11,10 +11,11 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::receive::Receiver;
 use super::tap::Tap;
-use super::{Counters, transmit, used};
+use super::{Counters, transmit};
 use crate::error::{Error, Result};
 use crate::virtio::chain;
 use crate::virtio::rate::RateLimiter;
+use crate::virtio::used;
 use crate::virtio::{Activation, Interrupt};
 
 /// Frames in one direction before the other gets its turn.

@@ -17,11 +17,12 @@ use vm_memory::GuestMemoryMmap;
 
 use super::queues::{Next, TURN};
 use super::tap::Tap;
-use super::{Counters, ETHERNET_LEN, FRAME_MAX, HEADER_LEN, features, used};
+use super::{Counters, ETHERNET_LEN, FRAME_MAX, HEADER_LEN, features};
 use crate::error::Result;
 use crate::virtio::chain::{self, Popped};
 use crate::virtio::rate::RateLimiter;
 use crate::virtio::slices::Slices;
+use crate::virtio::used;
 
 /// Descriptors of one buffer.
 const CHAIN_MAX: usize = 64;

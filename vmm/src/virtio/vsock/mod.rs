@@ -12,6 +12,7 @@ mod host;
 mod muxer;
 mod packet;
 mod queues;
+mod receive;
 #[cfg(test)]
 mod tests;
 

@@ -18,9 +18,11 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::muxer::Muxer;
 use super::packet::{HEADER_LEN, Header};
+use super::receive::Receiver;
 use crate::error::{Error, Result};
 use crate::virtio::chain::{self, Popped};
 use crate::virtio::slices::Slices;
+use crate::virtio::used;
 use crate::virtio::{Activation, Interrupt};
 
 const RX: usize = 0;
@@ -89,6 +91,16 @@ impl Work {
     }
 
     fn serve(&mut self) -> Result<()> {
+        let memory = self.activation.memory.clone();
+        let mut receiver = Receiver::new(&memory);
+        let served = self.serve_with(&mut receiver);
+        if let Some(queue) = self.activation.queues.get_mut(RX) {
+            receiver.finish(queue);
+        }
+        served
+    }
+
+    fn serve_with(&mut self, receiver: &mut Receiver) -> Result<()> {
         // whoever waits for a connection from the guest is known before the guest's packets are looked at
         for _ in 0..2 * TURN {
             match self.wait(Some(0))? {
@@ -98,7 +110,7 @@ impl Work {
             }
         }
         loop {
-            let more = self.turn()?;
+            let more = self.turn(receiver)?;
             let timeout_ms = match self.muxer.alarm() {
                 _ if more => Some(0),
                 _ if matches!(self.restored, Restored::Told { .. }) => Some(LOOK_AGAIN_MS),
@@ -142,15 +154,36 @@ impl Work {
     }
 
     /// Moves what can be moved; whether there was more than fits into one turn.
-    fn turn(&mut self) -> Result<bool> {
+    fn turn(&mut self, receiver: &mut Receiver) -> Result<bool> {
         match self.restored {
             Restored::Untold => self.tell_transport_reset()?,
             Restored::Told { available, until } => self.look_for_answer(available, until)?,
             Restored::Done => {}
         }
         let more_tx = self.transmit()?;
-        let more_rx = self.receive()?;
+        let more_rx = self.receive(receiver)?;
         Ok(more_tx || more_rx)
+    }
+
+    /// Packets for the guest; whether some are left although there may be buffers for them, or refusals that have left made
+    /// room for packets of the guest.
+    fn receive(&mut self, receiver: &mut Receiver) -> Result<bool> {
+        let Activation {
+            memory,
+            queues,
+            interrupt,
+            ..
+        } = &mut self.activation;
+        let Some(queue) = queues.get_mut(RX).filter(|q| q.ready()) else {
+            return Ok(false);
+        };
+        let was_full = self.muxer.is_full();
+        let before = queue.next_used();
+        let used = receiver.turn(queue, &mut self.muxer, TURN)?;
+        if used::wants_interrupt(queue, memory, before)? {
+            interrupt.used()?;
+        }
+        Ok(used >= TURN || (was_full && !self.muxer.is_full()))
     }
 
     /// The guest's packets; whether some are left although they could be taken.
@@ -191,51 +224,6 @@ impl Work {
             notify(queue, memory, interrupt)?;
         }
         Ok(taken == TURN)
-    }
-
-    /// Packets for the guest; whether some are left although there may be buffers for them, or refusals that have left made
-    /// room for packets of the guest.
-    fn receive(&mut self) -> Result<bool> {
-        let Activation {
-            memory,
-            queues,
-            interrupt,
-            ..
-        } = &mut self.activation;
-        let Some(queue) = queues.get_mut(RX).filter(|q| q.ready()) else {
-            return Ok(false);
-        };
-        let was_full = self.muxer.is_full();
-        let now = Instant::now();
-        let mut used = 0;
-        while used < TURN && self.muxer.has_packet() {
-            let Some(chain) = chain::pop(queue, memory, CHAIN_MAX)? else {
-                if queue.enable_notification(memory).map_err(chain::broken)? {
-                    continue;
-                }
-                break;
-            };
-            let (head, len) = match chain {
-                Popped::Chain(chain) if chain.writable.len() >= HEADER_LEN as u64 => {
-                    let mut header = Slices::new(&chain.writable, memory)?;
-                    let payload = header.split_off(HEADER_LEN);
-                    let Some(packet) = self.muxer.give(&payload, now) else {
-                        chain::unpop(queue);
-                        break;
-                    };
-                    header.copy_from(&packet.bytes());
-                    (chain.head, HEADER_LEN as u32 + packet.len)
-                }
-                Popped::Chain(chain) => (chain.head, 0),
-                Popped::Malformed(head) => (head, 0),
-            };
-            used += 1;
-            queue.add_used(memory, head, len).map_err(chain::broken)?;
-        }
-        if used > 0 {
-            notify(queue, memory, interrupt)?;
-        }
-        Ok(used == TURN || (was_full && !self.muxer.is_full()))
     }
 
     fn look_for_answer(&mut self, available: u16, until: Instant) -> Result<()> {

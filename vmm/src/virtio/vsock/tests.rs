@@ -473,6 +473,29 @@ fn five_hundred_streams_at_once() {
 }
 
 #[test]
+fn buffers_without_room_for_data_do_not_keep_the_device_busy() {
+    let memory = testing::memory();
+    let (mut vsock, place) = device();
+    let mut stream = place.connect("CONNECT 9\n");
+    let guest = &mut Guest::new(&memory, &mut vsock);
+    guest.answer(9);
+    stream.write_all(b"data").expect("room");
+    for len in [1, HEADER_LEN - 1, HEADER_LEN] {
+        let used = guest.driver.request(RX, &[Part::Writable(len)]);
+        assert_eq!(used.len, 0, "{len}");
+    }
+    assert_eq!(guest.receive_data(4), b"data");
+    // data that fills many buffers comes in order, the last one in part
+    let data = pattern(50_000);
+    for _ in 0..20 {
+        guest.offer();
+    }
+    stream.write_all(&data).expect("room");
+    assert!(guest.receive_data(data.len()) == data);
+    guest.vsock.stop().expect("it still listens to us");
+}
+
+#[test]
 fn refusals_that_nobody_takes_stop_the_guest() {
     let memory = testing::memory();
     let (mut vsock, _place) = device();
@@ -626,9 +649,10 @@ proptest! {
             parts.push(Part::Readable(&data));
             guest.driver.request(TX, &parts);
             // buffers that are too small, or nowhere
-            match packet.cut % 4 {
+            match packet.cut % 5 {
                 0 => drop(guest.driver.offer(RX, &[Part::Writable(20)])),
                 1 => drop(guest.driver.offer(RX, &[Part::Raw(GuestAddress(u64::MAX - 64), 4096, 2)])),
+                2 => drop(guest.driver.offer(RX, &[Part::Writable(HEADER_LEN)])),
                 _ => drop(guest.driver.offer(RX, &[Part::Writable(100)])),
             }
             guest.driver.kick(RX);
