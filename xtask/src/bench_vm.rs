@@ -24,14 +24,24 @@ const INIT: &str = r#"#!/bin/busybox sh
 case $bench in
 block)
     /bin/busybox mount -t proc proc /proc
+    /bin/busybox mount -t devtmpfs dev /dev
     now() { /bin/busybox awk '{print int($1 * 1000000)}' /proc/uptime; }
     measure() {
         /bin/busybox sh -c 'echo 3 > /proc/sys/vm/drop_caches'
-        began=$(now); shift_name=$1; shift; "$@" 2>/dev/null >/dev/null; /bin/busybox sync
-        /bin/busybox echo "$shift_name $(($(now) - began))"
+        began=$(now); what=$1; shift
+        "$@" 2>/dev/null >/dev/null && /bin/busybox sync && /bin/busybox echo "$what $(($(now) - began))"
+    }
+    four_readers() {
+        for part in 0 1 2 3; do
+            /bin/busybox dd if=/dev/vdb of=/dev/null bs=4k iflag=direct skip=$((part * 8192)) count=1024 &
+        done
+        wait
     }
     measure sequential_read /bin/busybox dd if=/dev/vdb of=/dev/null bs=1M count=192
     measure sequential_write /bin/busybox dd if=/dev/zero of=/dev/vdb bs=1M count=64
+    measure single_4k_reads /bin/busybox dd if=/dev/vdb of=/dev/null bs=4k iflag=direct count=3000
+    measure single_4k_writes /bin/busybox dd if=/dev/zero of=/dev/vdb bs=4k oflag=direct count=3000
+    measure four_4k_readers four_readers
     ;;
 idle) /bin/busybox sleep 1000 ;;
 esac

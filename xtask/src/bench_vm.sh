@@ -48,7 +48,7 @@ boot() {
 
 block() {
     ("$1" block) 2>&1 </dev/null | tr -d "\r" >/run/out
-    grep -o '^[a-z_]* [0-9]*$' /run/out | while read -r name value; do echo "$name $1 $value us"; done
+    grep -o '^[a-z0-9_]* [0-9]*$' /run/out | while read -r name value; do echo "$name $1 $value us"; done
 }
 
 overhead() {
