@@ -89,6 +89,8 @@ pub fn run(options: &Options) -> Result<()> {
                 "caisson-oci",
                 "-p",
                 "caisson-vmm",
+                "-p",
+                "caisson-share",
             ]))?;
             target().join("debug")
         };
