@@ -99,10 +99,7 @@ impl Launch {
     /// Takes everything back; the error again, with what the shim said if it died.
     pub(super) async fn undo(mut self, mut error: Error) -> Error {
         if error.kind == ErrorKind::Lost {
-            let said = fs::read(self.dir.join(LOG)).unwrap_or_default();
-            let tail = String::from_utf8_lossy(&said[said.len().saturating_sub(LOG_TAIL_BYTES)..])
-                .trim()
-                .to_string();
+            let tail = said(&self.dir);
             if !tail.is_empty() {
                 error.message = format!("{}; it said: {tail}", error.message);
             }
@@ -142,6 +139,23 @@ async fn take_back(program: &ShimProgram, dir: &Path, pidfd: Option<OwnedFd>) ->
     }
     clean_up(program, dir).await?;
     remove_dir(dir).await
+}
+
+/// The end of a shim's log.
+fn said(dir: &Path) -> String {
+    let log = fs::read(dir.join(LOG)).unwrap_or_default();
+    let tail = &log[log.len().saturating_sub(LOG_TAIL_BYTES)..];
+    String::from_utf8_lossy(tail).trim().to_string()
+}
+
+/// The errors in a shim's log, which goes with its directory.
+pub(super) fn complaints(dir: &Path) -> Vec<String> {
+    let errors = |line: &&str| line.contains(" ERROR ");
+    said(dir)
+        .lines()
+        .filter(errors)
+        .filter_map(|line| Some(line.split_once(" ERROR ")?.1.to_string()))
+        .collect()
 }
 
 /// Has a dead shim's cgroup and processes removed.

@@ -409,6 +409,9 @@ impl Sandbox for ShimSandbox {
             }
         }
         inner.keep_exits();
+        for complaint in launch::complaints(&inner.dir) {
+            tracing::error!(container = %inner.id, isolation = %inner.isolation, "its shim said: {complaint}");
+        }
         launch::remove_dir(&inner.dir).await
     }
 }
