@@ -123,3 +123,13 @@ pub fn map_executable() -> std::io::Result<()> {
     }
     Ok(())
 }
+
+/// Lets all threads allocate from one heap: less memory, and glibc would look at `/sys` before it makes another, which no
+/// thread may once it is confined. To be called before there are threads.
+pub fn one_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it sets a number in the allocator of a process that has one thread.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1)
+    };
+}

@@ -65,13 +65,19 @@ const EVERYONE: &[i64] = &[
     libc::SYS_writev,
 ];
 
-/// What activating, stopping and commanding a device takes beside its work.
+/// What activating, stopping and commanding a device takes: that happens in threads of any role, and a device may begin its
+/// work at once.
 const DEVICES: &[i64] = &[
+    libc::SYS_accept4,
     libc::SYS_dup,
     libc::SYS_epoll_create1,
     libc::SYS_epoll_ctl,
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_wait,
     libc::SYS_eventfd2,
     libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
+    libc::SYS_sendmsg,
     libc::SYS_sendto,
     libc::SYS_shutdown,
     libc::SYS_timerfd_create,
@@ -89,13 +95,9 @@ const CONTROL: &[i64] = &[
     libc::SYS_ppoll,
     libc::SYS_pread64,
     libc::SYS_pwrite64,
-    libc::SYS_recvmsg,
 ];
 
 const DEVICE: &[i64] = &[
-    libc::SYS_accept4,
-    libc::SYS_epoll_pwait,
-    libc::SYS_epoll_wait,
     libc::SYS_fallocate,
     libc::SYS_fdatasync,
     libc::SYS_fsync,
@@ -106,8 +108,6 @@ const DEVICE: &[i64] = &[
     libc::SYS_preadv,
     libc::SYS_pwrite64,
     libc::SYS_pwritev,
-    libc::SYS_recvmsg,
-    libc::SYS_sendmsg,
     libc::SYS_timerfd_gettime,
 ];
 

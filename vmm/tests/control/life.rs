@@ -4,11 +4,11 @@ use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
 use caisson_protocol::ErrorKind;
-use caisson_protocol::vmm::{Confinement, Resource, VmEnd, VmSpec, VmmRequest, VmmResponse};
+use caisson_protocol::vmm::{Resource, VmEnd, VmSpec, VmmRequest, VmmResponse};
 
 use crate::guest::{COUNTING, CRASHING, RESETTING, panicking};
-use crate::kvm;
 use crate::vm::Vm;
+use crate::{confinement, kvm};
 
 #[test]
 fn a_guest_runs_pauses_goes_on_and_is_stopped() {
@@ -157,14 +157,9 @@ fn a_confined_machine_runs_and_has_nothing_left() {
     if !kvm() {
         return;
     }
-    if !rustix::process::geteuid().is_root() {
-        return println!("skipped: confinement needs root");
-    }
     let root = tempfile::tempdir().expect("a directory");
-    let confinement = Confinement {
-        uid: 54321,
-        gid: 54322,
-        root: root.path().to_owned(),
+    let Some(confinement) = confinement(root.path()) else {
+        return;
     };
     let mut vm = Vm::boot(COUNTING, |spec| {
         spec.vcpus = 2;

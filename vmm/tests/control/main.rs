@@ -2,6 +2,7 @@
 
 mod guest;
 mod life;
+mod linux;
 mod snapshots;
 mod vm;
 
@@ -15,4 +16,17 @@ fn kvm() -> bool {
         println!("skipped: /dev/kvm: {error}");
     }
     there.is_ok()
+}
+
+/// Another user, an empty root in this directory; none where this process cannot give it.
+fn confinement(directory: &std::path::Path) -> Option<caisson_protocol::vmm::Confinement> {
+    if !rustix::process::geteuid().is_root() {
+        println!("not confined: that needs root");
+        return None;
+    }
+    Some(caisson_protocol::vmm::Confinement {
+        uid: 54321,
+        gid: 54322,
+        root: directory.to_owned(),
+    })
 }

@@ -121,7 +121,9 @@ impl Vm {
         descriptors: &[BorrowedFd],
     ) -> Result<VmmResponse, Error> {
         let id = self.ask(request, descriptors);
-        let answer = self.answer().expect("an answer");
+        let Some(answer) = self.answer() else {
+            panic!("no answer: {:?}", self.exit());
+        };
         assert_eq!(answer.id, id);
         match answer.outcome {
             VmmOutcome::Ok(response) => Ok(response),
