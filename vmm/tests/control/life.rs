@@ -1,10 +1,14 @@
 //! Beginning, pausing and ending.
 
+use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
 use caisson_protocol::ErrorKind;
-use caisson_protocol::vmm::{Resource, VmEnd, VmSpec, VmmRequest, VmmResponse};
+use caisson_protocol::vmm::{
+    Bucket, Disk, DiskLimit, DiskUpdate, RateLimits, Resource, VmEnd, VmSpec, VmmRequest,
+    VmmResponse,
+};
 
 use crate::guest::{COUNTING, CRASHING, RESETTING, panicking};
 use crate::vm::Vm;
@@ -112,7 +116,16 @@ fn what_cannot_be_built_says_why_on_the_connection_and_on_standard_error() {
         return;
     }
     type Change = fn(&mut VmSpec);
-    let cases: [(&str, Change); 6] = [
+    let cases: [(&str, Change); 7] = [
+        ("/nowhere/disk", |s| {
+            s.disks = vec![Disk {
+                file: Resource::Path("/nowhere/disk".into()),
+                serial: String::new(),
+                read_only: true,
+                rate: None,
+                queues: None,
+            }]
+        }),
         ("/nowhere", |s| s.kernel = Resource::Path("/nowhere".into())),
         ("guest kernel", |s| {
             s.kernel = Resource::Path("/proc/self/status".into())
@@ -134,6 +147,53 @@ fn what_cannot_be_built_says_why_on_the_connection_and_on_standard_error() {
         assert_eq!(status.code(), Some(1));
         assert!(said.contains(word), "{word}: {said}");
     }
+}
+
+#[test]
+fn commands_reach_their_devices_and_no_others() {
+    if !kvm() {
+        return;
+    }
+    let disk = tempfile::NamedTempFile::new().expect("a file");
+    disk.as_file().set_len(1 << 20).expect("a file");
+    let mut vm = Vm::boot(COUNTING, |spec| {
+        spec.disks = vec![Disk {
+            file: Resource::Path(disk.path().to_owned()),
+            serial: "disk".into(),
+            read_only: false,
+            rate: None,
+            queues: None,
+        }];
+    });
+    let limits = RateLimits {
+        bytes: Some(Bucket {
+            per_second: 1 << 20,
+            burst: 1 << 20,
+        }),
+        operations: None,
+    };
+    let limit = |disk| VmmRequest::LimitDisk(DiskLimit { disk, rate: limits });
+    let update = |disk| {
+        VmmRequest::UpdateDisk(DiskUpdate {
+            disk,
+            read_only: true,
+        })
+    };
+    vm.done(limit(0));
+    let error = vm.request(limit(1)).expect_err("there is one");
+    assert!(error.message.contains("no disk 1"), "{error}");
+    let larger = tempfile::tempfile().expect("a file");
+    larger.set_len(2 << 20).expect("a file");
+    let outcome = vm.request_with(update(0), &[larger.as_fd()]);
+    assert_eq!(outcome, Ok(VmmResponse::Done));
+    let error = vm.request(update(0)).expect_err("no file came");
+    assert!(error.message.contains("descriptor"), "{error}");
+    vm.done(VmmRequest::SetBalloon(1 << 20));
+    let Ok(VmmResponse::Stats(stats)) = vm.request(VmmRequest::Stats) else {
+        panic!("no stats");
+    };
+    assert_eq!(stats.disks.len(), 1);
+    assert_eq!(stats.balloon_bytes, 0, "its driver is not there");
 }
 
 #[test]
