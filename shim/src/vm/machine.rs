@@ -286,6 +286,22 @@ impl Machine {
         }
     }
 
+    /// Leaves in the shim's log where the boot's time went.
+    pub fn log_boot(&self) {
+        let Some(stats) = self.stats() else { return };
+        let boot = stats.boot;
+        let ms =
+            |from: Option<u64>, to: Option<u64>| Some(to?.saturating_sub(from?) as f64 / 1000.0);
+        tracing::info!(
+            vmm_ms = ms(Some(0), boot.built_us),
+            kernel_ms = ms(boot.built_us, boot.drivers_us),
+            devices_ms = ms(boot.drivers_us, boot.root_us),
+            agent_ms = ms(boot.root_us, boot.agent_us),
+            exits = boot.agent_exits,
+            "the machine has booted"
+        );
+    }
+
     /// Why a machine did not come up, with what its guest said last.
     fn boot_error(&self, end: Option<End>) -> Error {
         let why = end.map_or_else(

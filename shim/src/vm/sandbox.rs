@@ -187,6 +187,7 @@ impl Sandbox {
     ) -> Result<(Agent, Arc<AtomicBool>), Error> {
         let factor = if setup.emulated { EMULATED_FACTOR } else { 1 };
         machine.await_ready(BOOT_TIMEOUT * factor)?;
+        machine.log_boot();
         let ending = Arc::new(AtomicBool::new(false));
         let agent = {
             let (machine, ending) = (Arc::clone(machine), Arc::clone(&ending));
