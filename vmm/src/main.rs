@@ -96,6 +96,7 @@ enum Command {
 fn main() -> ExitCode {
     timing::begin();
     sys::one_heap();
+    resource::make_room();
     let arguments = Arguments::parse();
     let end = match (arguments.command, arguments.control) {
         (Some(Command::Probe { budget_ms }), _) => print_probe(budget_ms),

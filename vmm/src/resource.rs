@@ -15,6 +15,18 @@ thread_local! {
     static OWNED: RefCell<BTreeSet<i32>> = const { RefCell::new(BTreeSet::new()) };
 }
 
+/// Descriptors that a machine with many devices has.
+const DESCRIPTORS: i32 = 255;
+
+/// Has the kernel make its table of descriptors large now: later, with threads, each doubling waits for a grace period.
+pub fn make_room() {
+    // it is closed at once; where it cannot be, it is only slower
+    drop(rustix::io::fcntl_dupfd_cloexec(
+        std::io::stderr(),
+        DESCRIPTORS,
+    ));
+}
+
 /// How a path is opened; a descriptor comes as it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {

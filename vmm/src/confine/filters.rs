@@ -190,9 +190,11 @@ fn rules(role: Role) -> Result<Rules, seccompiler::BackendError> {
         libc::F_SETFL,
     ];
     rules.insert(libc::SYS_fcntl, any(1, fcntl.map(|f| f as u64))?);
-    // fstat of an open file, as some C libraries spell it
-    let empty_path = masked(3, libc::AT_EMPTY_PATH as u64, libc::AT_EMPTY_PATH as u64)?;
-    rules.insert(libc::SYS_newfstatat, vec![empty_path]);
+    // fstat of an open file, as C libraries and Rust spell it
+    let empty_path = libc::AT_EMPTY_PATH as u64;
+    for (call, flags) in [(libc::SYS_newfstatat, 3), (libc::SYS_statx, 2)] {
+        rules.insert(call, vec![masked(flags, empty_path, empty_path)?]);
+    }
     let requests: Vec<u64> = match role {
         Role::Control => MACHINE_REQUESTS.to_vec(),
         Role::Vcpu => VCPU_REQUESTS.to_vec(),

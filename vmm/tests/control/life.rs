@@ -156,7 +156,9 @@ fn commands_reach_their_devices_and_no_others() {
     }
     let disk = tempfile::NamedTempFile::new().expect("a file");
     disk.as_file().set_len(1 << 20).expect("a file");
+    let root = tempfile::tempdir().expect("a directory");
     let mut vm = Vm::boot(COUNTING, |spec| {
+        spec.confinement = confinement(root.path());
         spec.disks = vec![Disk {
             file: Resource::Path(disk.path().to_owned()),
             serial: "disk".into(),
