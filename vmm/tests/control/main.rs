@@ -3,6 +3,8 @@
 mod guest;
 mod life;
 mod linux;
+#[path = "../program/mod.rs"]
+mod program;
 mod snapshots;
 mod vm;
 

@@ -4,11 +4,13 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use caisson_protocol::ErrorKind;
-use caisson_protocol::vmm::{Resource, SnapshotFiles, VmEnd, VmSpec, VmmRequest};
+use caisson_protocol::vmm::{AssistMode, Resource, SnapshotFiles, VmEnd, VmSpec, VmmRequest};
 
 use crate::guest::COUNTING;
+use crate::program::{COMMAND_LINE, Program};
 use crate::vm::Vm;
 use crate::{confinement, kvm};
 
@@ -82,6 +84,53 @@ fn a_snapshot_goes_on_in_two_processes_and_again_from_one_of_them() {
         let again = snapshot(&mut second, directory.path(), &format!("again{vcpus}"));
         let fourth = restore(&again, |spec| spec.vcpus = vcpus);
         assert!(goes_on(&before, &fourth.console_of(40)));
+    }
+}
+
+/// Programs of a Linux guest, caught in whatever they do, on hosts that emulate ring 0 also between their SYSCALL and the
+/// kernel's entry: nothing of theirs changes.
+#[test]
+fn programs_go_on_as_they_were() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let Some(linux) = Program::with_init("control/steady.c", directory.path()) else {
+        return;
+    };
+    let configure = |spec: &mut VmSpec| {
+        spec.vcpus = 2;
+        spec.memory_bytes = 128 << 20;
+        spec.assist = AssistMode::Auto;
+    };
+    let mut vm = Vm::boot(&[], |spec| {
+        configure(spec);
+        spec.kernel = Resource::Path(linux.kernel);
+        spec.initramfs = Some(Resource::Path(linux.initramfs));
+        spec.command_line = COMMAND_LINE.into();
+    });
+    dots(&vm, 4);
+    for turn in 0..3 {
+        for _ in 0..5 {
+            vm.done(VmmRequest::Pause);
+            vm.done(VmmRequest::Resume);
+        }
+        vm.done(VmmRequest::Pause);
+        let files = snapshot(&mut vm, directory.path(), &format!("linux{turn}"));
+        vm = restore(&files, configure);
+        dots(&vm, 4);
+    }
+}
+
+/// Waits until programs have written so many dots, and nothing else.
+fn dots(vm: &Vm, count: usize) {
+    let end = Instant::now() + Duration::from_secs(120);
+    loop {
+        let text = vm.console();
+        // the kernel's own lines come before
+        let said = text.rsplit('\n').next().unwrap_or_default();
+        if said.trim_matches('.').is_empty() && said.len() >= count {
+            return;
+        }
+        assert!(Instant::now() < end, "the console stays at {text:?}");
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 

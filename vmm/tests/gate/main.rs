@@ -3,12 +3,15 @@
 //!
 //! Needs KVM, a C compiler and the guest's kernel (in `CAISSON_GUEST_DIR` or `target/dist/guest`); says so otherwise.
 
-mod archive;
+#[path = "../program/mod.rs"]
+mod program;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+
+use program::{COMMAND_LINE, Program};
 
 const PATIENCE: Duration = Duration::from_secs(240);
 
@@ -44,21 +47,11 @@ const GATE: &[(&str, &[&str])] = &[
 
 #[test]
 fn a_guests_program_gains_nothing_that_syscall_does_not_give() {
-    let Some(kernel) = kernel() else {
+    let files = tempfile::tempdir().expect("a directory");
+    let Some(linux) = Program::with_init("gate/hostile.c", files.path()) else {
         return;
     };
-    let files = tempfile::tempdir().expect("a directory");
-    let program = files.path().join("hostile");
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/gate/hostile.c");
-    let compiled = Command::new("cc")
-        .args(["-static", "-O1", "-w", "-o"])
-        .args([&program, Path::new(source)])
-        .status();
-    if !compiled.is_ok_and(|status| status.success()) {
-        println!("skipped: no C compiler makes static programs here");
-        return;
-    }
-    let native = Command::new(&program).output().expect("it runs");
+    let native = Command::new(&linux.file).output().expect("it runs");
     let native = lines(&String::from_utf8_lossy(&native.stdout));
     assert_eq!(
         native.get("end").map(String::as_str),
@@ -67,7 +60,7 @@ fn a_guests_program_gains_nothing_that_syscall_does_not_give() {
     );
 
     // two, so that interrupts between processors come on top of what the program does
-    let console = boot(&kernel, &program, files.path(), 2);
+    let console = boot(&linux, files.path(), 2);
     let said = lines(&console);
     assert_eq!(said.get("end").map(String::as_str), Some("0"), "{console}");
     let emulated = Path::new("/sys/module/kvm_pvm").exists();
@@ -117,40 +110,12 @@ fn lines(text: &str) -> BTreeMap<String, String> {
     found
 }
 
-fn kernel() -> Option<PathBuf> {
-    if let Err(e) = std::fs::File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/kvm")
-    {
-        println!("skipped: /dev/kvm: {e}");
-        return None;
-    }
-    let target = Path::new(env!("CARGO_BIN_EXE_caisson-vmm"))
-        .ancestors()
-        .nth(2);
-    let built = target.unwrap_or(Path::new("target")).join("dist/guest");
-    let named = std::env::var_os("CAISSON_GUEST_DIR").map(PathBuf::from);
-    let kernel = named.unwrap_or(built).join("vmlinux");
-    if !kernel.is_file() {
-        println!(
-            "skipped: no {} (cargo xtask kernel makes it)",
-            kernel.display()
-        );
-        return None;
-    }
-    Some(kernel)
-}
-
 /// Runs a guest with this program as its init to its end; what it wrote.
-fn boot(kernel: &Path, program: &Path, files: &Path, vcpus: u8) -> String {
-    let initramfs = files.join("initramfs");
-    let bytes = std::fs::read(program).expect("the program");
-    std::fs::write(&initramfs, archive::with_init(&bytes)).expect("an archive");
+fn boot(linux: &Program, files: &Path, vcpus: u8) -> String {
     let spec = serde_json::json!({
         "id": "hostile", "vcpus": vcpus, "memory_bytes": 128 << 20,
-        "kernel": {"path": kernel}, "initramfs": {"path": initramfs},
-        "command_line": "console=ttyS0 reboot=k panic=-1 quiet loglevel=0 rdinit=/init",
+        "kernel": {"path": linux.kernel}, "initramfs": {"path": linux.initramfs},
+        "command_line": COMMAND_LINE,
     });
     let file = files.join("spec");
     std::fs::write(&file, spec.to_string()).expect("a spec");
