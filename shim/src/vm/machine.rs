@@ -422,6 +422,9 @@ fn end_of(said: Option<VmEnd>, status: Option<ExitStatus>, oom_killed: bool) -> 
             "the host's kernel killed its VMM for want of memory: the host, or a limit around the container, has too little".into()
         }
         (None, Some(status)) => match status.signal() {
+            Some(signal) if signal == rustix::process::Signal::SYS.as_raw() => {
+                "its VMM was ended by its system call filter (SIGSYS; the host kernel's log names the call): a bug, or an attack by the guest".into()
+            }
             Some(signal) => format!("its VMM was ended by signal {signal}"),
             None => format!("its VMM ended with {status}"),
         },
