@@ -332,6 +332,57 @@ mod tests {
         assert_eq!(names, [(2, "eth1".into()), (3, "eth0".into())]);
     }
 
+    /// `ip` in the calling thread's network namespace.
+    fn ip(arguments: &str) -> String {
+        let output = std::process::Command::new("ip")
+            .args(arguments.split(' '))
+            .output()
+            .expect("iproute2 is installed");
+        assert!(output.status.success(), "ip {arguments}: {output:?}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    #[test]
+    fn the_kernel_takes_every_change() {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("skipped: a network namespace needs root");
+            return;
+        }
+        // Its thread's alone: the namespace goes with it.
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a namespace");
+        ip("link add eth7 address 02:00:00:00:00:07 type veth peer name other");
+        ip("link set other up");
+        raise_loopback().expect("raised");
+        let mut wanted = interface("eth0", "02:00:00:00:00:07");
+        wanted.mtu = 1400;
+        wanted.routes.push(Route {
+            destination: "fd01::1/48".into(),
+            gateway: Some("fd00::1".into()),
+        });
+        wanted.routes.push(Route {
+            destination: "10.9.0.0/16".into(),
+            gateway: None,
+        });
+        configure(&[wanted]).expect("configured");
+        let shown = ip("-o addr show");
+        for part in [
+            "127.0.0.1/8",
+            "10.0.0.2/24 brd 10.0.0.255",
+            "fd00::2/64 scope global nodad",
+        ] {
+            assert!(shown.contains(part), "{part}: {shown}");
+        }
+        assert!(ip("link show eth0").contains("mtu 1400"));
+        let routes = ip("route show") + &ip("-6 route show");
+        for part in [
+            "default via 10.0.0.1 dev eth0",
+            "10.9.0.0/16 dev eth0 scope link",
+            "fd01::/48 via fd00::1 dev eth0",
+        ] {
+            assert!(routes.contains(part), "{part}: {routes}");
+        }
+    }
+
     #[test]
     fn a_missing_card_is_named() {
         let wanted = [check(&interface("eth0", "02:00:00:00:00:07")).expect("fine")];
