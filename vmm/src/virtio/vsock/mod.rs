@@ -121,7 +121,6 @@ impl Device for Vsock {
         self.restored = Restored::Done;
         if let Some(muxer) = &mut self.muxer {
             muxer.disconnect();
-            muxer.open(Instant::now());
         }
     }
 

@@ -101,6 +101,10 @@ impl Work {
     }
 
     fn serve_with(&mut self, receiver: &mut Receiver) -> Result<()> {
+        if self.restored == Restored::Done {
+            // here, not at the activation: a vCPU's thread may not accept
+            self.muxer.open(Instant::now());
+        }
         // whoever waits for a connection from the guest is known before the guest's packets are looked at
         for _ in 0..2 * TURN {
             match self.wait(Some(0))? {
