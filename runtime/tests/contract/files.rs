@@ -251,10 +251,22 @@ async fn copies_without_a_process(bench: &Bench) {
         .write_path(Path::new("/etc"), stream(tar), WriteOptions::default())
         .await
         .expect("written");
-    assert_eq!(
-        fs::read(bench.upper(sandbox.id()).join("etc/new")).expect("in the upper layer"),
-        b"content"
-    );
+    let written = entries(
+        sandbox
+            .read_path(Path::new("/etc/new"))
+            .await
+            .expect("a file"),
+    )
+    .await;
+    assert_eq!(written.len(), 1);
+    // What a guest stacks is on its disk, which nobody looks into from outside.
+    let seen = bench.isolation == Isolation::Container;
+    if seen {
+        assert_eq!(
+            fs::read(bench.upper(sandbox.id()).join("etc/new")).expect("in the upper layer"),
+            b"content"
+        );
+    }
     let found = entries(
         sandbox
             .read_path(Path::new("/etc/passwd"))
@@ -263,7 +275,9 @@ async fn copies_without_a_process(bench: &Bench) {
     )
     .await;
     assert_eq!(found.len(), 1);
-    symlink("/etc/hostname", bench.upper(sandbox.id()).join("host")).expect("linked");
+    if seen {
+        symlink("/etc/hostname", bench.upper(sandbox.id()).join("host")).expect("linked");
+    }
     assert!(
         sandbox
             .read_path(Path::new("/host/../../../../etc/shadow"))
