@@ -551,6 +551,18 @@ fn after_a_restore_clients_wait_until_the_guest_has_dropped_its_connections() {
     assert_eq!(guest.driver.try_used(EVENT), None);
 }
 
+/// A confined machine ended with SIGSYS: the driver's first reset had a vCPU's thread accept.
+#[test]
+fn a_reset_accepts_nobody() {
+    let memory = testing::memory();
+    let (mut vsock, place) = device();
+    let _waits = place.connect("CONNECT 1\n");
+    vsock.reset();
+    // nobody who has to say a line in time
+    assert_eq!(vsock.muxer.as_ref().and_then(Muxer::alarm), None);
+    Guest::new(&memory, &mut vsock).answer(1);
+}
+
 #[test]
 fn who_does_not_answer_in_time_is_given_up() {
     let (vsock, place) = device();
