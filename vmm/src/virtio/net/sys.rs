@@ -13,6 +13,31 @@ struct Request {
     rest: [u8; 22],
 }
 
+/// A tap device that is up, `tap0`, in a network namespace of the calling thread's own.
+#[cfg(test)]
+pub fn tap_in_own_namespace() -> io::Result<File> {
+    // SAFETY: it changes the calling thread's namespace and nothing in memory.
+    check(unsafe { libc::unshare(libc::CLONE_NEWNET) })?;
+    let tap = File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/net/tun")?;
+    let mut request = Request {
+        name: [0; libc::IFNAMSIZ],
+        flags: (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short,
+        rest: [0; 22],
+    };
+    request.name[..4].copy_from_slice(b"tap0");
+    let argument: *mut Request = &mut request;
+    // SAFETY: TUNSETIFF reads and writes a `struct ifreq`.
+    check(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF as _, argument) })?;
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+    request.flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    // SAFETY: SIOCSIFFLAGS reads a `struct ifreq`.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, argument) })?;
+    Ok(tap)
+}
+
 fn check(result: libc::c_int) -> io::Result<()> {
     match result {
         0 => Ok(()),

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{IntoRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use caisson_protocol::vmm::{Bucket, RateLimits, Resource};
@@ -239,7 +239,7 @@ fn each_direction_keeps_its_rate() {
 #[test]
 fn what_is_not_a_tap_is_refused() {
     let file = OwnedFd::from(File::open("/dev/null").expect("/dev/null"));
-    let number = std::os::fd::IntoRawFd::into_raw_fd(file);
+    let number = file.into_raw_fd();
     let tap = Resource::Fd(number);
     let refused = Net::open(&vmm::Net { tap, ..spec() })
         .err()
@@ -251,6 +251,42 @@ fn what_is_not_a_tap_is_refused() {
     );
     let tap = Resource::Path("/dev/net/tun".into());
     assert!(Net::open(&vmm::Net { tap, ..spec() }).is_err());
+}
+
+#[test]
+fn frames_go_through_a_real_tap() {
+    let in_own_namespace = || {
+        let tap = match sys::tap_in_own_namespace() {
+            Ok(tap) => tap,
+            Err(e) => return eprintln!("skipped: no tap device here: {e}"),
+        };
+        let tap = Resource::Fd(tap.into_raw_fd());
+        let mut net = Net::open(&vmm::Net { tap, ..spec() }).expect("a tap");
+        let memory = testing::memory();
+        let mut driver = Driver::new(&memory, &mut net);
+        for _ in 0..60 {
+            driver.offer(RX, &[Part::Writable(1536)]);
+        }
+        driver.kick(RX);
+        // the host's IPv6 says hello to an interface that is up
+        let hello = received(&mut driver);
+        assert_eq!(hello[..2], [0x33, 0x33], "{hello:x?}");
+        assert_eq!(hello[12..14], [0x86, 0xdd], "{hello:x?}");
+
+        let mut arp = frame(42, 0);
+        arp[HEADER_LEN..HEADER_LEN + 14]
+            .copy_from_slice(b"\xff\xff\xff\xff\xff\xff\x02\0\0\x0a\x0b\x0c\x08\x06");
+        driver.request(TX, &[Part::Readable(&arp)]);
+        let counters = std::fs::read_to_string("/proc/thread-self/net/dev").expect("counters");
+        let line = counters
+            .lines()
+            .find(|l| l.trim_start().starts_with("tap0:"));
+        let mut fields = line.expect("the tap's counters").split_whitespace();
+        assert_eq!((fields.nth(1), fields.next()), (Some("42"), Some("1")));
+    };
+    std::thread::spawn(in_own_namespace)
+        .join()
+        .expect("frames go both ways");
 }
 
 fn part(memory_len: u64) -> impl Strategy<Value = (u64, u32, u16)> {
