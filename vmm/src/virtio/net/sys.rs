@@ -33,6 +33,7 @@ pub fn tap_in_own_namespace() -> io::Result<File> {
     check(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF as _, argument) })?;
     let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
     request.flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    let argument: *const Request = &request;
     // SAFETY: SIOCSIFFLAGS reads a `struct ifreq`.
     check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, argument) })?;
     Ok(tap)
