@@ -241,6 +241,16 @@ impl Bench {
         result
     }
 
+    /// So long that a process has done its next step; a guest whose ring 0 is emulated needs longer.
+    pub async fn moment(&self, milliseconds: u64) {
+        let factor = if self.isolation == Isolation::Vm {
+            50
+        } else {
+            1
+        };
+        tokio::time::sleep(Duration::from_millis(milliseconds * factor)).await;
+    }
+
     pub async fn assert_clean(&self) {
         let deadline = Instant::now() + Duration::from_secs(3);
         loop {

@@ -291,9 +291,9 @@ async fn a_terminal_takes_input(bench: &Bench) {
         .expect("written");
     // Control-C ends a foreground process, not the shell.
     input.write_all(b"sleep 1000\n").await.expect("written");
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    bench.moment(300).await;
     input.write_all(b"\x03").await.expect("written");
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    bench.moment(100).await;
     input.write_all(b"exit 6\n").await.expect("written");
     let output = collect(io).await.out();
     assert!(output.contains("42\r\n"), "{output:?}");
