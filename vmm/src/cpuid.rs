@@ -1,13 +1,16 @@
 //! What the guest is told of its processor.
 
+use std::arch::x86_64::__cpuid;
+
 use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 
 const LEAF_FEATURES: u32 = 1;
 const LEAF_TOPOLOGY: u32 = 0xb;
 const LEAF_KVM_FEATURES: u32 = 0x4000_0001;
-const ECX_CX16: u32 = 1 << 13;
+const LEAF_EXTENDED: u32 = 0x8000_0001;
 const ECX_TSC_DEADLINE: u32 = 1 << 24;
 const ECX_HYPERVISOR: u32 = 1 << 31;
+const ECX_LZCNT: u32 = 1 << 5;
 /// PV unhalt, PV IPI, yield: their hypercalls do not return on hosts that emulate ring 0.
 const KVM_HYPERCALL_FEATURES: u32 = 1 << 7 | 1 << 11 | 1 << 13;
 
@@ -17,12 +20,12 @@ pub fn for_vcpu(mut supported: CpuId, id: u8, vcpus: u8, assisted: bool) -> CpuI
         match entry.function {
             LEAF_FEATURES => {
                 entry.ecx |= ECX_HYPERVISOR | ECX_TSC_DEADLINE;
-                if assisted {
-                    entry.ecx &= !ECX_CX16;
-                }
                 entry.ebx = (entry.ebx & 0xffff) | u32::from(vcpus) << 16 | u32::from(id) << 24;
             }
             LEAF_TOPOLOGY => entry.edx = u32::from(id),
+            // that KVM leaves out what its emulator cannot do; programs run on the processor, and those built for x86-64-v3
+            // do not start without it
+            LEAF_EXTENDED if assisted => entry.ecx |= __cpuid(LEAF_EXTENDED).ecx & ECX_LZCNT,
             LEAF_KVM_FEATURES if assisted => entry.eax &= !KVM_HYPERCALL_FEATURES,
             _ => {}
         }

@@ -3,11 +3,12 @@
 
 /// Appended to the kernel's command line.
 ///
-/// - `smap` … `movbe`: instructions that the host refuses; the assist completes each, at the price of an exit.
+/// - `smap` … `movbe`: instructions that the host refuses; the assist completes each, at the price of an exit. Programs, which
+///   run on the processor, still see them in CPUID: those built for x86-64-v2 start only with CMPXCHG16B and POPCNT.
 /// - `erms,fsrm`: a string instruction is emulated element by element, so bytes cost eight times what words do.
 /// - `vsyscall=none nopti`: the assist's gate is in the slot of the vsyscall page, visible to user mode.
 /// - `mitigations=off`: the guest's kernel code never runs on the processor, so nothing of it is speculated.
 /// - `noreplace-smp`: a guest with one vCPU would rewrite each `lock` prefix, through temporary mappings.
 /// - `no_timer_check tsc=reliable`: no waiting for ticks to check timers that KVM provides.
-pub const COMMAND_LINE: &str = " clearcpuid=smap,smep,popcnt,rdrand,rdseed,movbe,erms,fsrm,rdtscp,invpcid,xsaves vsyscall=none nopti \
+pub const COMMAND_LINE: &str = " clearcpuid=smap,smep,cx16,popcnt,rdrand,rdseed,movbe,erms,fsrm,rdtscp,invpcid,xsaves vsyscall=none nopti \
      mitigations=off noreplace-smp no_timer_check tsc=reliable";
