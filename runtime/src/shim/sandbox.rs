@@ -32,6 +32,9 @@ const SHIM_END: Duration = Duration::from_secs(2);
 /// How long the shim may take to kill and release everything before it is taken for stuck. It gives up itself much sooner.
 const SHIM_STUCK: Duration = Duration::from_secs(30);
 
+/// The same where a guest writes its disks and resets first, which what is written there depends on.
+const VM_STUCK: Duration = Duration::from_secs(75);
+
 /// How soon a broken connection to a living shim is tried again.
 const RETRY: Duration = Duration::from_millis(50);
 
@@ -376,7 +379,11 @@ impl Sandbox for ShimSandbox {
         let shim = record.and_then(|record| launch::open_pid(record.pid));
         let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
         let destroyed = self.order(Request::Destroy(DestroyRequest { grace_ms }));
-        match tokio::time::timeout(grace.saturating_add(SHIM_STUCK), destroyed).await {
+        let stuck = match inner.isolation {
+            Isolation::Container => SHIM_STUCK,
+            Isolation::Vm => VM_STUCK,
+        };
+        match tokio::time::timeout(grace.saturating_add(stuck), destroyed).await {
             Ok(Ok(())) => {
                 if let Some(shim) = shim {
                     let _ = tokio::time::timeout(SHIM_END, launch::ended(shim)).await;

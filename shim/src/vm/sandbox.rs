@@ -75,6 +75,8 @@ pub struct Made {
     pub machine: Arc<Machine>,
     pub agent: Agent,
     cgroup: Cgroup,
+    /// How much longer everything takes than usual.
+    factor: u32,
     /// It is being destroyed: its end is what is wanted.
     ending: Arc<AtomicBool>,
 }
@@ -162,6 +164,7 @@ impl Sandbox {
             Ok((agent, ending)) => {
                 undo.disarm();
                 Ok(Made {
+                    factor: factor(&setup),
                     machine,
                     agent,
                     cgroup,
@@ -185,7 +188,7 @@ impl Sandbox {
         id: String,
         reaper: bool,
     ) -> Result<(Agent, Arc<AtomicBool>), Error> {
-        let factor = if setup.emulated { EMULATED_FACTOR } else { 1 };
+        let factor = factor(setup);
         machine.await_ready(BOOT_TIMEOUT * factor)?;
         machine.log_boot();
         let ending = Arc::new(AtomicBool::new(false));
@@ -393,12 +396,12 @@ impl Sandbox {
             let grace = Duration::from_millis(request.grace_ms);
             let told = made.agent.call_within(
                 Request::Destroy(request),
-                Some(grace.saturating_add(DESTROY_TIMEOUT)),
+                Some(grace.saturating_add(DESTROY_TIMEOUT * made.factor)),
             );
             if let Err(error) = &told {
                 tracing::warn!(%error, "the agent does not end its sandbox: its machine is stopped");
             }
-            if told.is_err() || made.machine.end(RESET_TIMEOUT).is_none() {
+            if told.is_err() || made.machine.end(RESET_TIMEOUT * made.factor).is_none() {
                 made.machine.stop();
             }
         }
@@ -421,6 +424,10 @@ impl Sandbox {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn factor(setup: &VmSetup) -> u32 {
+    if setup.emulated { EMULATED_FACTOR } else { 1 }
 }
 
 /// Takes back what is left of a machine that did not come to be.
