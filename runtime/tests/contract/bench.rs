@@ -241,6 +241,14 @@ impl Bench {
         result
     }
 
+    /// How many, or how much: a virtual machine takes a boot, and all its bytes go through an emulated kernel on some hosts.
+    pub fn many(&self, containers: usize, vms: usize) -> usize {
+        match self.isolation {
+            Isolation::Container => containers,
+            Isolation::Vm => vms,
+        }
+    }
+
     /// So long that a process has done its next step; a guest whose ring 0 is emulated needs longer.
     pub async fn moment(&self, milliseconds: u64) {
         let factor = if self.isolation == Isolation::Vm {
