@@ -11,7 +11,7 @@ use crate::bench::*;
 crate::contract! { a_hundred_at_once, much_output_to_a_slow_client, many_execs }
 
 async fn a_hundred_at_once(bench: &Bench) {
-    let runs = (0..bench.many(100, 3)).map(|n| async move {
+    let runs = (0..bench.many(100, 3) as i32).map(|n| async move {
         let (output, status) = bench.run(&format!("echo {n}; exit {}", n % 100)).await;
         assert_eq!((output.out(), status.code), (format!("{n}\n"), n % 100));
     });
