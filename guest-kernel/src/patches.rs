@@ -1,7 +1,7 @@
 //! Changes to the kernel's source: each in a file of its own, which begins with what it does and what it gains.
 
 /// The patches by name, in the order in which they are applied.
-pub fn patches() -> [(&'static str, &'static str); 10] {
+pub fn patches() -> [(&'static str, &'static str); 11] {
     [
         (
             "0001-alternatives-no-decoder",
@@ -42,6 +42,10 @@ pub fn patches() -> [(&'static str, &'static str); 10] {
         (
             "0010-pipapo-without-avx2",
             include_str!("../patches/0010-pipapo-without-avx2.patch"),
+        ),
+        (
+            "0011-bpf-jit-without-modules",
+            include_str!("../patches/0011-bpf-jit-without-modules.patch"),
         ),
     ]
 }
