@@ -97,6 +97,10 @@ async fn many_execs(bench: &Bench) {
             assert_eq!((output.out(), status.code), (format!("{n}\n"), n as i32));
         }
     }
+    if bench.isolation == Isolation::Vm {
+        // Too few to be forgotten.
+        return sandbox.destroy(Duration::ZERO).await.expect("destroyed");
+    }
     // The oldest are forgotten, the newest are not.
     assert!(sandbox.pid(&ProcessId("e0-0".into())).await.is_err());
     assert!(sandbox.pid(&ProcessId("e29-9".into())).await.is_ok());

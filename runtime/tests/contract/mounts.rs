@@ -73,6 +73,16 @@ fn privileged(script: &str) -> oci_spec::runtime::Process {
     process
 }
 
+/// Mounts do not travel between two kernels.
+async fn refused(bench: &Bench, mount: Value) {
+    let id = bench.new_id();
+    let mut spec = bench.spec(&id, Wish::default());
+    let mount = serde_json::from_value(mount).expect("a mount");
+    spec.oci.mounts_mut().as_mut().expect("mounts").push(mount);
+    let made = bench.runtime.create(&id, spec).await;
+    assert_eq!(made.err().expect("refused").kind, ErrorKind::Invalid);
+}
+
 async fn with_mount(
     bench: &Bench,
     mount: Value,
@@ -160,6 +170,9 @@ async fn a_file_and_a_read_only_directory(bench: &Bench) {
 }
 
 async fn a_shared_bind_mount_propagates_both_ways(bench: &Bench) {
+    if bench.isolation == Isolation::Vm {
+        return refused(bench, bind(bench.dir.path(), &["rbind", "rshared"])).await;
+    }
     let shared = Shared::mount(bench.dir.path().join("shared"));
     let sandbox = with_mount(
         bench,
@@ -198,6 +211,9 @@ async fn a_shared_bind_mount_propagates_both_ways(bench: &Bench) {
 }
 
 async fn a_private_bind_mount_does_not_propagate(bench: &Bench) {
+    if bench.isolation == Isolation::Vm {
+        return refused(bench, bind(bench.dir.path(), &["rbind", "rslave"])).await;
+    }
     let shared = Shared::mount(bench.dir.path().join("shared"));
     let sandbox = with_mount(bench, bind(&shared.0, &["rbind", "rprivate"]), None).await;
     let (output, status) = exec_privileged(
@@ -270,6 +286,11 @@ async fn a_directory_as_root(bench: &Bench) {
     let id = bench.new_id();
     let mut spec = bench.spec(&id, Wish::default());
     spec.rootfs = Rootfs::Directory(bench.dir.path().join("layer"));
+    if bench.isolation == Isolation::Vm {
+        let made = bench.runtime.create(&id, spec).await;
+        assert_eq!(made.err().expect("refused").kind, ErrorKind::Invalid);
+        return;
+    }
     let sandbox = bench.runtime.create(&id, spec).await.expect("created");
     let (output, status) = run_in(
         &*sandbox,
