@@ -91,8 +91,10 @@ pub fn run(target: &Path, lab: &Lab) -> Result<i32> {
         std::io::stderr().write_all(&tail(&fs::read(&console).unwrap_or_default(), 8192))?;
         bail!("the lab's machine ended without results ({status}); its console is above");
     }
-    let code = fs::read_to_string(brought.join("exit-code"))
-        .context("the lab's machine left no exit code")?;
+    let Ok(code) = fs::read_to_string(brought.join("exit-code")) else {
+        std::io::stderr().write_all(&tail(&fs::read(&console).unwrap_or_default(), 8192))?;
+        bail!("the lab's machine ended before its command did; its console is above");
+    };
     if let Some(dir) = &lab.results {
         fs::create_dir_all(dir)?;
         run_tool(
@@ -239,7 +241,8 @@ mount -t devpts -o ptmxmode=666 devpts /dev/pts; mount -t tmpfs shm /dev/shm; mo
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount --make-rshared /
 hostname lab; ip link set lo up
-for m in overlay loop tun veth bridge br_netfilter nf_tables erofs fuse irqbypass kvm kvm-amd virtio_net; do modprobe -q $m || true; done
+for m in overlay loop tun veth bridge br_netfilter nf_tables erofs fuse irqbypass kvm virtio_net; do modprobe -q $m || true; done
+modprobe -q kvm-amd npt=0
 mount -o noatime /dev/vdb /payload
 cd /payload
 setsid -w sh /payload/.lab-command </dev/null >/dev/ttyS1 2>&1
