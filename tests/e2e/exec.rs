@@ -177,7 +177,7 @@ cases![
     environment_user_and_directory,
     same_namespaces_and_cgroup.core(),
     detached,
-    terminal.core(),
+    terminal,
     terminal_detaches,
     privileged
         .container_only()

@@ -649,7 +649,7 @@ cases![
     traversal_in_a_layer_stays_inside.clients(caisson_tests::case::Clients::Native),
     overlay_attributes_in_layers_are_dropped.ours("it keeps them"),
     a_bomb_is_refused.clients(caisson_tests::case::Clients::Native),
-    import_and_export.core(),
+    import_and_export,
     commit.core(),
     tags,
     rmi_deletes_and_refuses,

@@ -166,7 +166,7 @@ cases![
     tail,
     timestamps,
     since_and_until,
-    follow_until_the_end.core(),
+    follow_until_the_end,
     follow_a_quiet_container,
     follow_of_an_ended_container_returns,
     created_container_has_none,

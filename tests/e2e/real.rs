@@ -183,11 +183,11 @@ fn save_and_load_keep_a_real_image(t: &Test) {
 }
 
 cases![
-    debian_release.core(),
+    debian_release,
     debian_interactive_bash,
     debian_as_another_user,
     debian_package_tools_work,
-    python_computes.core(),
+    python_computes,
     python_serves_over_loopback,
     redis_answers_while_logs_follow,
     redis_on_the_hosts_loopback.container_only(),

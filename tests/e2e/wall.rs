@@ -502,14 +502,14 @@ cases![
     privileged_has_all
         .container_only()
         .ours("its runc wants capabilities that this machine lacks"),
-    seccomp_filters.core(),
+    seccomp_filters,
     own_seccomp_profile,
     no_new_privileges,
     unknown_security_options,
     devices_by_default,
     device_policy_holds,
     added_devices.container_only(),
-    masked_and_read_only_paths.core(),
+    masked_and_read_only_paths,
     more_is_masked_than_by_others.ours("it masks less"),
     sysctls,
     namespaces_are_own.container_only(),
