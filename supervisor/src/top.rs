@@ -338,11 +338,15 @@ fn names(path: &str) -> HashMap<u32, String> {
         let id = fields.nth(1)?.parse().ok()?;
         Some((id, name.to_string()))
     });
-    // The first entry of an id counts.
-    pairs.fold(HashMap::new(), |mut names, (id, name)| {
+    // The first entry of an id counts; a guest's own root has no such files.
+    let names = pairs.fold(HashMap::new(), |mut names, (id, name)| {
         names.entry(id).or_insert(name);
         names
-    })
+    });
+    if names.is_empty() {
+        return HashMap::from([(0, "root".to_string())]);
+    }
+    names
 }
 
 /// What `/proc` says of one process.
