@@ -342,7 +342,7 @@ fn an_image_with_a_layer_of_two_gigabytes(t: &Test) {
 }
 
 cases![
-    the_kernel_is_its_own.vm_only().core(),
+    the_kernel_is_its_own.vm_only(),
     the_clock_is_the_hosts.vm_only().core(),
     vcpus_follow_the_cpu_limit.vm_only(),
     two_machines_with_four_cpus_each
