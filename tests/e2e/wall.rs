@@ -497,7 +497,7 @@ fn labels_do_not_steer_the_engine(t: &Test) {
 }
 
 cases![
-    capabilities.core(),
+    capabilities,
     capabilities_of_other_users,
     privileged_has_all
         .container_only()
