@@ -22,6 +22,7 @@ use crate::container::Dir;
 use crate::db::Durability;
 use crate::error::{Error, Result};
 use crate::records::View;
+use crate::size::parse_bytes;
 
 /// Disks are whole blocks.
 const BLOCK_BYTES: u64 = 4096;
@@ -72,24 +73,6 @@ pub(crate) fn size_bytes(
         ))
     })?;
     Ok(Some(size))
-}
-
-/// `64m`, `1g`, `512KiB`, plain bytes.
-fn parse_bytes(text: &str) -> Option<u64> {
-    let text = text.trim().to_ascii_lowercase();
-    let digits = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
-    let number: u64 = text[..digits].parse().ok()?;
-    let shift = match text[digits..].trim() {
-        "" | "b" => 0,
-        "k" | "kb" | "kib" => 10,
-        "m" | "mb" | "mib" => 20,
-        "g" | "gb" | "gib" => 30,
-        "t" | "tb" | "tib" => 40,
-        _ => return None,
-    };
-    number.checked_mul(1 << shift)
 }
 
 /// Makes the container's disk. Blocks.

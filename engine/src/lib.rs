@@ -43,6 +43,7 @@ mod restart;
 mod rootfs;
 pub mod seccomp;
 mod signals;
+mod size;
 mod spec;
 mod stats;
 #[cfg(test)]
@@ -61,6 +62,7 @@ pub use caisson_runtime as runtime;
 pub use error::{Error, ErrorKind, Result};
 pub use images::*;
 pub use options::*;
+pub use size::parse_bytes;
 
 /// The engine; cheap to clone, all clones are the same engine.
 #[derive(Clone)]

@@ -24,6 +24,7 @@ use crate::container::Dir;
 use crate::error::{Error, Result};
 use crate::options::{Logs, LogsOptions, OutputStream};
 use crate::records::View;
+use crate::size::parse_bytes;
 use crate::{Engine, Inner};
 use reader::{Line, Reader};
 
@@ -52,7 +53,9 @@ impl Driver {
                 ))
             };
             match key.as_str() {
-                "max-size" => size = Some(parse_size(value).ok_or_else(bad)?),
+                // no limit
+                "max-size" if value == "-1" => size = Some(0),
+                "max-size" => size = Some(parse_bytes(value).ok_or_else(bad)?),
                 "max-file" => {
                     files = Some(
                         value
@@ -105,23 +108,6 @@ impl Driver {
             Driver::None => None,
         }
     }
-}
-
-/// `10m`, `1k`, `-1`.
-fn parse_size(text: &str) -> Option<u64> {
-    if text == "-1" {
-        return Some(0);
-    }
-    let lower = text.trim().to_ascii_lowercase();
-    let digits = lower.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit = match &lower[digits.len()..] {
-        "" | "b" => 1,
-        "k" | "kb" | "kib" => 1 << 10,
-        "m" | "mb" | "mib" => 1 << 20,
-        "g" | "gb" | "gib" => 1 << 30,
-        _ => return None,
-    };
-    digits.trim().parse::<u64>().ok()?.checked_mul(unit)
 }
 
 impl Engine {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use caisson_engine::parse_bytes;
 use caisson_runtime::Isolation;
 use serde::Deserialize;
 
@@ -482,24 +483,6 @@ fn parse_pairs(flag: &str, texts: &[String]) -> Result<BTreeMap<String, String>,
     texts.iter().map(pair).collect()
 }
 
-/// `64m`, `1g`, `512KiB`, plain bytes.
-fn parse_bytes(text: &str) -> Option<u64> {
-    let text = text.trim().to_ascii_lowercase();
-    let digits = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
-    let number: u64 = text[..digits].parse().ok()?;
-    let shift = match text[digits..].trim() {
-        "" | "b" => 0,
-        "k" | "kb" | "kib" => 10,
-        "m" | "mb" | "mib" => 20,
-        "g" | "gb" | "gib" => 30,
-        "t" | "tb" | "tib" => 40,
-        _ => return None,
-    };
-    number.checked_mul(1 << shift)
-}
-
 fn absolute(path: PathBuf) -> Result<PathBuf, String> {
     std::path::absolute(&path).map_err(|e| format!("cannot make {} absolute: {e}", path.display()))
 }
@@ -633,11 +616,6 @@ mod tests {
                 && parse_ulimit("nofile").is_err()
                 && parse_ulimit("=1").is_err()
         );
-        assert_eq!(parse_bytes("64m"), Some(64 << 20));
-        assert_eq!(parse_bytes("1GiB"), Some(1 << 30));
-        assert_eq!(parse_bytes("12"), Some(12));
-        assert_eq!(parse_bytes("99999999999t"), None);
-        assert_eq!(parse_bytes("m"), None);
         assert!(
             !settings(&["--live-restore=false"], "")
                 .expect("valid")
