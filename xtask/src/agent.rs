@@ -1,22 +1,24 @@
 //! The guest's first disk: the agent, linked statically, in an EROFS image with the directories that it mounts over.
 //!
 //! ```text
-//!   target/dist/guest/agent.erofs, target/dist/caisson-agent     what is shipped
-//!   target/debug/guest/agent.erofs                               beside the programs that tests run
+//!   target/dist/guest/agent.erofs, target/dist/caisson-agent     what is shipped: small, as every page is read at each boot
+//!   target/debug/guest/agent.erofs                               the same, beside the programs that tests run
 //! ```
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use caisson_blockfs::{Attributes, Content, Kind, Tree, erofs};
 
+use crate::build;
 use crate::shell::{self, cargo, target};
 
 const PROGRAM: &str = "caisson-agent";
 const IMAGE: &str = "agent.erofs";
+const PROFILE: &str = "guest";
 
 /// What the agent mounts over.
 const MOUNT_POINTS: [&str; 4] = ["proc", "run", "sys", "tmp"];
@@ -25,65 +27,26 @@ const MOUNT_POINTS: [&str; 4] = ["proc", "run", "sys", "tmp"];
 /// is no console.
 const EARLY_DEVICES: [(&str, u32, u32); 2] = [("console", 5, 1), ("null", 1, 3)];
 
-/// Which build of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Build {
-    /// Small: every page of it is read from the disk at each boot.
-    Shipped,
-    /// Quickly made.
-    Debug,
-}
-
-impl Build {
-    fn profile(self) -> &'static str {
-        match self {
-            Build::Shipped => "guest",
-            Build::Debug => "dev",
-        }
-    }
-
-    /// Where the programs are that look for the guest's files beside themselves.
-    fn beside(self) -> PathBuf {
-        match self {
-            Build::Shipped => target().join("dist"),
-            Build::Debug => target().join("debug"),
-        }
-    }
-}
-
-/// Builds program and image; returns the image's path.
-pub fn run(build: Build) -> Result<PathBuf> {
+/// Builds program and image.
+pub fn run() -> Result<()> {
     println!("build: {PROGRAM} (static)");
     let mut command = cargo();
-    command.args([
-        "build",
-        "--profile",
-        build.profile(),
-        "--target",
-        shell::TRIPLE,
-        "--package",
-        PROGRAM,
-    ]);
+    command.args(["build", "--profile", PROFILE, "--package", PROGRAM]);
+    command.args(["--target", shell::TRIPLE]);
     // At a fixed address: there are no relocations to be read from the disk and applied at each boot.
     let flags = format!("{} -C relocation-model=static", shell::static_flags());
     command.env("RUSTFLAGS", flags);
     shell::run(&mut command)?;
-    let directory = match build {
-        Build::Shipped => "guest",
-        Build::Debug => "debug",
-    };
-    let program = target().join(shell::TRIPLE).join(directory).join(PROGRAM);
+    let program = target().join(shell::TRIPLE).join(PROFILE).join(PROGRAM);
 
-    let guest = build.beside().join("guest");
-    fs::create_dir_all(&guest).with_context(|| format!("cannot make {}", guest.display()))?;
-    let image = guest.join(IMAGE);
+    let [shipped, debug] = build::guest_directories()?;
+    let image = shipped.join(IMAGE);
     let tree = tree(&program)?;
     erofs::create(&tree, &image).with_context(|| format!("cannot write {}", image.display()))?;
-    if build == Build::Shipped {
-        shell::install(&program, &build.beside().join(PROGRAM))?;
-    }
+    shell::install(&image, &debug.join(IMAGE))?;
+    shell::install(&program, &target().join("dist").join(PROGRAM))?;
     println!("build: {}", image.display());
-    Ok(image)
+    Ok(())
 }
 
 fn tree(program: &Path) -> Result<Tree> {

@@ -57,19 +57,25 @@ pub fn run() -> Result<PathBuf> {
     Ok(dist)
 }
 
-/// Builds what every microVM boots; returns the directory it is in. Programs of a debug build find a copy beside them.
-pub fn guest() -> Result<PathBuf> {
-    let directory = target().join("dist/guest");
-    let beside_debug = target().join("debug/guest");
-    for directory in [&directory, &beside_debug] {
+/// Where programs look for what every microVM boots: the shipped ones, and those of a debug build.
+pub fn guest_directories() -> Result<[PathBuf; 2]> {
+    let directories = ["dist/guest", "debug/guest"].map(|d| target().join(d));
+    for directory in &directories {
         std::fs::create_dir_all(directory)?;
     }
-    shell::install(&kernel()?, &directory.join("vmlinux"))?;
-    crate::agent::run(crate::agent::Build::Shipped)?;
-    for file in GUEST_FILES {
-        shell::install(&directory.join(file), &beside_debug.join(file))?;
+    Ok(directories)
+}
+
+/// Builds what every microVM boots; returns the directory it is in.
+pub fn guest() -> Result<PathBuf> {
+    let directories = guest_directories()?;
+    let kernel = kernel()?;
+    for directory in &directories {
+        shell::install(&kernel, &directory.join("vmlinux"))?;
     }
-    Ok(directory)
+    crate::agent::run()?;
+    let [shipped, _] = directories;
+    Ok(shipped)
 }
 
 /// Builds the guest's kernel (3–5 minutes on two cores, then cached); returns the image. `CAISSON_GUEST_KERNEL` names one that

@@ -40,11 +40,7 @@ enum Task {
     /// Build the release programs into target/dist
     Build,
     /// Build the guest's agent alone, and the disk image that it is started from
-    Agent {
-        /// The quickly made one, into target/debug/guest
-        #[arg(long)]
-        debug: bool,
-    },
+    Agent,
     /// Set up, build, and show what works, on this machine, now
     Demo(demo::Options),
     /// Run every test: units, contract suites, end to end
@@ -85,12 +81,7 @@ fn run() -> Result<()> {
             setup::Scope::Build
         }),
         Task::Build => build::run().map(drop),
-        Task::Agent { debug } => agent::run(if debug {
-            agent::Build::Debug
-        } else {
-            agent::Build::Shipped
-        })
-        .map(drop),
+        Task::Agent => agent::run(),
         Task::Demo(options) => demo::run(&options),
         Task::Test(options) => suite::run(&options),
         Task::Tidy => tidy::run(),

@@ -11,7 +11,7 @@ use crate::shell::{as_root, is_root, on_path};
 pub enum Scope {
     /// Building and running.
     Build,
-    /// Building the guest's kernel.
+    /// Also building the guest's kernel.
     Kernel,
     /// Also what the tests compare with and talk to.
     Test,
@@ -29,7 +29,11 @@ const fn need(package: &'static str, sign: &'static str, why: &'static str) -> N
 }
 
 const BUILD: &[Need] = &[
-    need("gcc", "gcc", "links the programs, compiles SQLite"),
+    need(
+        "gcc",
+        "gcc",
+        "links the programs, compiles SQLite and the guest's kernel",
+    ),
     need(
         "libc6-dev",
         "/usr/include/stdlib.h",
@@ -44,12 +48,6 @@ const BUILD: &[Need] = &[
 
 const KERNEL: &[Need] = &[
     need("make", "make", "builds the guest's kernel"),
-    need("gcc", "gcc", "builds the guest's kernel"),
-    need(
-        "libc6-dev",
-        "/usr/include/stdlib.h",
-        "headers for the kernel's own tools",
-    ),
     need("flex", "flex", "the kernel's configuration"),
     need("bison", "bison", "the kernel's configuration"),
     need("bc", "bc", "the kernel's timer constants"),
@@ -162,6 +160,7 @@ pub fn run(scope: Scope) -> Result<()> {
     if on_path("cargo").is_none() && std::env::var_os("CARGO").is_none() {
         bail!("no cargo: install Rust first");
     }
+    install(BUILD, false)?;
     if scope == Scope::Kernel {
         install(KERNEL, false)?;
         if std::env::var_os("CAISSON_KERNEL_SOURCE").is_none() {
@@ -169,7 +168,6 @@ pub fn run(scope: Scope) -> Result<()> {
         }
         return Ok(());
     }
-    install(BUILD, false)?;
     if scope == Scope::Test {
         // apt would start dockerd and the registry as services; the tests start their own
         let keep_quiet = is_root() && !std::path::Path::new("/usr/sbin/policy-rc.d").exists();

@@ -1,6 +1,6 @@
 //! The agent in a real guest: `caisson-vmm` boots it, the test speaks `protocol` over the VMM's vsock socket.
 //!
-//! Needs `/dev/kvm`, busybox-static and what `cargo xtask agent --debug` and the VMM's build leave in `target/debug`.
+//! Needs `/dev/kvm`, busybox-static the VMM and what `cargo xtask build` leaves in `target/debug/guest`.
 
 mod client;
 mod machine;
