@@ -7,6 +7,7 @@
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
 
+use super::Activation;
 use crate::error::{Error, Result};
 
 /// Offered by devices whose requests may sit in tables of their own.
@@ -105,6 +106,51 @@ pub fn give_back(
 ) -> Result<bool> {
     queue.add_used(memory, head, written).map_err(broken)?;
     queue.needs_notification(memory).map_err(broken)
+}
+
+/// Chains of one turn.
+const TURN: usize = 64;
+
+/// Calls `take` with what waits in a queue, and gives it back with nothing written. After so many chains the queue is kicked
+/// again, so that its thread looks first whether it is to stop.
+pub fn turn(
+    activation: &mut Activation,
+    index: usize,
+    max_descriptors: usize,
+    mut take: impl FnMut(Chain, &GuestMemoryMmap) -> Result<()>,
+) -> Result<()> {
+    let memory = &activation.memory;
+    let queue = activation.queues.get_mut(index).filter(|q| q.ready());
+    let (Some(queue), Some(kick)) = (queue, activation.kicks.get(index)) else {
+        return Ok(());
+    };
+    let mut interrupt = false;
+    let mut taken = 0;
+    while taken < TURN {
+        let Some(popped) = pop(queue, memory, max_descriptors)? else {
+            if queue.enable_notification(memory).map_err(broken)? {
+                continue;
+            }
+            break;
+        };
+        taken += 1;
+        let head = match popped {
+            Popped::Chain(chain) => {
+                let head = chain.head;
+                take(chain, memory)?;
+                head
+            }
+            Popped::Malformed(head) => head,
+        };
+        interrupt |= give_back(queue, memory, head, 0)?;
+    }
+    if interrupt {
+        activation.interrupt.used()?;
+    }
+    match taken {
+        TURN => kick.write(1).map_err(Error::io("a device's kick")),
+        _ => Ok(()),
+    }
 }
 
 /// What a queue's error says.

@@ -30,6 +30,7 @@ pub mod vsock;
 pub use transport::{MMIO_LEN, QUEUE_NOTIFY, Transport, TransportState};
 
 use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -37,6 +38,7 @@ use caisson_protocol::vmm::{RateLimits, VmStats};
 use serde_json::Value;
 use virtio_queue::Queue;
 use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::error::{Error, Result};
@@ -139,6 +141,38 @@ pub struct Activation {
     pub interrupt: Interrupt,
     /// The features that the driver accepted.
     pub features: u64,
+}
+
+impl Activation {
+    /// Kicks every queue, for what was offered before has no kick any more; returns the kicks, for a
+    /// [`Worker`](crate::worker::Worker).
+    pub fn kick_all(&self) -> Result<Vec<EventFd>> {
+        let kicks = self.kicks.iter();
+        kicks
+            .map(|kick| kick.write(1).and_then(|()| kick.try_clone()))
+            .collect::<std::io::Result<_>>()
+            .map_err(Error::io("a device's kick"))
+    }
+
+    /// Adds the kicks to an epoll that outlives this, or takes them out of it, with whatever stops the thread. The kicks'
+    /// tokens are their queues' numbers.
+    pub fn watch(
+        &self,
+        epoll: &Epoll,
+        stop: (&EventFd, u64),
+        operation: fn() -> ControlOperation,
+    ) -> Result<()> {
+        for (event, token) in self.kicks.iter().zip(0..).chain([stop]) {
+            epoll
+                .ctl(
+                    operation(),
+                    event.as_raw_fd(),
+                    EpollEvent::new(EventSet::IN, token),
+                )
+                .map_err(Error::io("a device's epoll"))?;
+        }
+        Ok(())
+    }
 }
 
 /// A device's interrupt line with its status register.

@@ -17,14 +17,12 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use caisson_protocol::vmm::VmStats;
 use serde_json::{Value, json};
-use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestMemoryMmap;
-use vmm_sys_util::eventfd::EventFd;
 
 use self::pages::PAGE;
-use super::chain::{self, Chain, Popped};
+use super::chain::{self, Chain};
 use super::slices::Slices;
-use super::{Activation, Changed, Command, Device, F_EVENT_IDX, Interrupt};
+use super::{Activation, Changed, Command, Device, F_EVENT_IDX};
 use crate::error::{Error, Result};
 use crate::worker::Worker;
 
@@ -40,8 +38,6 @@ const QUEUE_SIZES: [u16; 3] = [128, 128, 64];
 const CHAIN_MAX: usize = 64;
 /// Bytes of page numbers in one request: Linux sends 256 numbers.
 const LIST_MAX: u64 = 16 << 10;
-/// Requests before the thread looks whether it is to stop.
-const TURN: usize = 64;
 /// Where the driver writes how many pages it has handed over.
 const ACTUAL: u64 = 4;
 
@@ -52,16 +48,7 @@ pub struct Balloon {
     target_pages: u32,
     /// What the guest says.
     actual_pages: Arc<AtomicU32>,
-    worker: Option<Worker<(Work, Vec<EventFd>)>>,
-}
-
-struct Work {
-    memory: GuestMemoryMmap,
-    queues: Vec<Queue>,
-    /// Of the kicks: signalled for another turn.
-    again: Vec<EventFd>,
-    interrupt: Interrupt,
-    features: u64,
+    worker: Option<Worker<Activation>>,
 }
 
 impl Balloon {
@@ -104,38 +91,18 @@ impl Device for Balloon {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<()> {
-        let Activation {
-            memory,
-            queues,
-            kicks,
-            interrupt,
-            features,
-        } = activation;
-        for kick in &kicks {
-            // what was offered before the activation has no kick any more
-            kick.write(1).map_err(Error::io("a device's kick"))?;
-        }
-        let again: std::io::Result<_> = kicks.iter().map(EventFd::try_clone).collect();
-        let work = Work {
-            memory,
-            queues,
-            again: again.map_err(Error::io("a device's kick"))?,
-            interrupt,
-            features,
+        let kicks = activation.kick_all()?;
+        let serve = |activation: &mut Activation, queue| {
+            chain::turn(activation, queue, CHAIN_MAX, |chain, memory| {
+                take(queue, chain, memory)
+            })
         };
-        self.worker = Some(Worker::spawn("balloon", kicks, work, Work::serve)?);
+        self.worker = Some(Worker::spawn("balloon", kicks, activation, serve)?);
         Ok(())
     }
 
     fn stop(&mut self) -> Option<Activation> {
-        let (work, kicks) = self.worker.take()?.stop()?;
-        Some(Activation {
-            memory: work.memory,
-            queues: work.queues,
-            kicks,
-            interrupt: work.interrupt,
-            features: work.features,
-        })
+        self.worker.take()?.stop()
     }
 
     fn reset(&mut self) {
@@ -181,44 +148,8 @@ impl Device for Balloon {
     }
 }
 
-impl Work {
-    fn serve(&mut self, index: usize) -> Result<()> {
-        let Some(queue) = self.queues.get_mut(index).filter(|q| q.ready()) else {
-            return Ok(());
-        };
-        let mut interrupt = false;
-        let mut taken = 0;
-        while taken < TURN {
-            let Some(popped) = chain::pop(queue, &self.memory, CHAIN_MAX)? else {
-                let more = queue.enable_notification(&self.memory);
-                if more.map_err(chain::broken)? {
-                    continue;
-                }
-                break;
-            };
-            taken += 1;
-            let head = match popped {
-                Popped::Chain(chain) => {
-                    let head = chain.head;
-                    take(index, chain, &self.memory)?;
-                    head
-                }
-                Popped::Malformed(head) => head,
-            };
-            interrupt |= chain::give_back(queue, &self.memory, head, 0)?;
-        }
-        if interrupt {
-            self.interrupt.used()?;
-        }
-        match self.again.get(index).filter(|_| taken == TURN) {
-            Some(again) => again.write(1).map_err(Error::io("a device's kick")),
-            None => Ok(()),
-        }
-    }
-}
-
-fn take(index: usize, chain: Chain, memory: &GuestMemoryMmap) -> Result<()> {
-    match index {
+fn take(queue: usize, chain: Chain, memory: &GuestMemoryMmap) -> Result<()> {
+    match queue {
         INFLATE => {
             for run in pages::runs(&pages::list(memory, chain.readable, LIST_MAX)) {
                 pages::discard_run(memory, run);

@@ -205,10 +205,7 @@ impl Device for Block {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let config = self.config();
-        let start = usize::try_from(offset).map_or(config.len(), |o| o.min(config.len()));
-        let count = data.len().min(config.len() - start);
-        data[..count].copy_from_slice(&config[start..start + count]);
+        super::read_config_bytes(&self.config(), offset, data);
     }
 
     fn activate(&mut self, activation: Activation) -> Result<()> {

@@ -3,14 +3,12 @@
 
 use std::io::Write;
 
-use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestMemoryMmap;
-use vmm_sys_util::eventfd::EventFd;
 
-use super::chain::{self, Buffers, Popped};
-use super::{Activation, Device, Interrupt};
+use super::chain::{self, Buffers};
+use super::{Activation, Device};
 use crate::console_log::ConsoleLog;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::worker::Worker;
 
 const KIND: u32 = 3;
@@ -18,25 +16,18 @@ const KIND: u32 = 3;
 const QUEUE_SIZES: [u16; 2] = [16, 64];
 const TRANSMIT: usize = 1;
 const CHAIN_MAX: usize = 64;
-/// Chains before the thread looks whether it is to stop.
-const TURN: usize = 64;
 /// The most that one chain is read of; Linux sends a page at most.
 const WRITE_MAX: u64 = 64 << 10;
 
 /// The device.
 pub struct Console {
     log: ConsoleLog,
-    worker: Option<Worker<(Work, Vec<EventFd>)>>,
+    worker: Option<Worker<Work>>,
 }
 
 struct Work {
     log: ConsoleLog,
-    memory: GuestMemoryMmap,
-    queues: Vec<Queue>,
-    interrupt: Interrupt,
-    features: u64,
-    /// Signalled for another turn.
-    again: EventFd,
+    activation: Activation,
 }
 
 impl Console {
@@ -63,78 +54,30 @@ impl Device for Console {
     fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
 
     fn activate(&mut self, activation: Activation) -> Result<()> {
-        let Activation {
-            memory,
-            queues,
-            kicks,
-            interrupt,
-            features,
-        } = activation;
-        let Some(kick) = kicks.get(TRANSMIT) else {
-            return Err(Error::Stopped("a console without its queues".into()));
-        };
-        // what was offered before the activation has no kick any more
-        kick.write(1).map_err(Error::io("a device's kick"))?;
+        let kicks = activation.kick_all()?;
         let work = Work {
             log: self.log.clone(),
-            memory,
-            queues,
-            interrupt,
-            features,
-            again: kick.try_clone().map_err(Error::io("a device's kick"))?,
+            activation,
         };
-        let serve = |work: &mut Work, event| match event {
-            TRANSMIT => work.serve(),
-            _ => Ok(()),
-        };
-        self.worker = Some(Worker::spawn("console", kicks, work, serve)?);
+        self.worker = Some(Worker::spawn("console", kicks, work, Work::serve)?);
         Ok(())
     }
 
     fn stop(&mut self) -> Option<Activation> {
-        let (work, kicks) = self.worker.take()?.stop()?;
-        Some(Activation {
-            memory: work.memory,
-            queues: work.queues,
-            kicks,
-            interrupt: work.interrupt,
-            features: work.features,
-        })
+        Some(self.worker.take()?.stop()?.activation)
     }
 }
 
 impl Work {
-    fn serve(&mut self) -> Result<()> {
-        let Some(queue) = self.queues.get_mut(TRANSMIT).filter(|q| q.ready()) else {
-            return Ok(());
-        };
-        let mut interrupt = false;
-        let mut taken = 0;
-        while taken < TURN {
-            let Some(popped) = chain::pop(queue, &self.memory, CHAIN_MAX)? else {
-                let more = queue.enable_notification(&self.memory);
-                if more.map_err(chain::broken)? {
-                    continue;
-                }
-                break;
-            };
-            taken += 1;
-            let head = match popped {
-                Popped::Chain(chain) => {
-                    write(&mut self.log, &self.memory, chain.readable);
-                    chain.head
-                }
-                Popped::Malformed(head) => head,
-            };
-            interrupt |= chain::give_back(queue, &self.memory, head, 0)?;
+    fn serve(&mut self, queue: usize) -> Result<()> {
+        let Work { log, activation } = self;
+        match queue {
+            TRANSMIT => chain::turn(activation, queue, CHAIN_MAX, |chain, memory| {
+                write(log, memory, chain.readable);
+                Ok(())
+            }),
+            _ => Ok(()),
         }
-        if interrupt {
-            self.interrupt.used()?;
-        }
-        if taken == TURN {
-            self.again.write(1).map_err(Error::io("a device's kick"))?;
-        }
-        Ok(())
     }
 }
 

@@ -35,7 +35,7 @@ pub struct Fs {
     tag: [u8; TAG_LEN],
     /// While it is not active.
     server: Option<Server>,
-    active: Option<(Worker<Relay>, u64)>,
+    worker: Option<Worker<Relay>>,
 }
 
 impl Fs {
@@ -59,7 +59,7 @@ impl Fs {
         Ok(Fs {
             tag: padded,
             server: Some(Server::new(socket)?),
-            active: None,
+            worker: None,
         })
     }
 }
@@ -82,35 +82,23 @@ impl Device for Fs {
         let mut config = [0; TAG_LEN + 4];
         config[..TAG_LEN].copy_from_slice(&self.tag);
         config[TAG_LEN..].copy_from_slice(&1u32.to_le_bytes());
-        let start = usize::try_from(offset).map_or(config.len(), |o| o.min(config.len()));
-        let count = data.len().min(config.len() - start);
-        data[..count].copy_from_slice(&config[start..start + count]);
+        super::read_config_bytes(&config, offset, data);
     }
 
     fn activate(&mut self, activation: Activation) -> Result<()> {
         let dead = || Error::Stopped("a share's connection is lost".into());
         let relay = Relay {
-            queues: activation.queues,
-            kicks: activation.kicks,
-            memory: activation.memory,
-            interrupt: activation.interrupt,
+            activation,
             server: self.server.take().ok_or_else(dead)?,
         };
-        self.active = Some((relay.spawn("share")?, activation.features));
+        self.worker = Some(relay.spawn("share")?);
         Ok(())
     }
 
     fn stop(&mut self) -> Option<Activation> {
-        let (worker, features) = self.active.take()?;
-        let relay = worker.stop()?;
+        let relay = self.worker.take()?.stop()?;
         self.server = Some(relay.server);
-        Some(Activation {
-            memory: relay.memory,
-            queues: relay.queues,
-            kicks: relay.kicks,
-            interrupt: relay.interrupt,
-            features,
-        })
+        Some(relay.activation)
     }
 
     fn restore(&mut self, _state: Value) -> Result<()> {

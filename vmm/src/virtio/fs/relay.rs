@@ -13,14 +13,13 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use virtio_queue::{Queue, QueueT};
-use vm_memory::GuestMemoryMmap;
+use virtio_queue::QueueT;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::message::{self, ANSWER_HEADER, Kind, MESSAGE_MAX, REQUEST_HEADER};
 use crate::error::{Error, Result};
-use crate::virtio::Interrupt;
+use crate::virtio::Activation;
 use crate::virtio::chain::{self, Buffers, Chain, Popped};
 use crate::worker::Worker;
 
@@ -31,16 +30,13 @@ const PENDING_MAX: usize = 128;
 /// How long a stop waits for answers; what is late then has failed.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
 
-const STOP: u64 = 0;
-const SERVER: u64 = 1;
-const KICKS: u64 = 2;
+/// Tokens: the kicks have their queues' numbers.
+const STOP: u64 = 2;
+const SERVER: u64 = 3;
 
 /// What the thread owns.
 pub struct Relay {
-    pub queues: Vec<Queue>,
-    pub kicks: Vec<EventFd>,
-    pub memory: GuestMemoryMmap,
-    pub interrupt: Interrupt,
+    pub activation: Activation,
     pub server: Server,
 }
 
@@ -87,6 +83,19 @@ impl Server {
     /// Whether another request may be taken from a queue.
     fn has_room(&self) -> bool {
         self.unsent.is_none() && !self.free.is_empty()
+    }
+
+    /// Watches for answers, and for room while something is unsent.
+    fn watch(&self, epoll: &Epoll, operation: ControlOperation) -> Result<()> {
+        let Some(socket) = &self.socket else {
+            return Ok(());
+        };
+        let mut events = EventSet::IN;
+        events.set(EventSet::OUT, self.unsent.is_some());
+        let interest = EpollEvent::new(events, SERVER);
+        epoll
+            .ctl(operation, socket.as_raw_fd(), interest)
+            .map_err(Error::io("epoll"))
     }
 
     /// Sends, or keeps for later.
@@ -137,20 +146,10 @@ impl Relay {
 
     fn run(&mut self, stop: &EventFd) -> Result<()> {
         let epoll = Epoll::new().map_err(Error::io("epoll"))?;
-        let watch = |operation, fd: i32, events, token| {
-            epoll
-                .ctl(operation, fd, EpollEvent::new(events, token))
-                .map_err(Error::io("epoll"))
-        };
-        watch(ControlOperation::Add, stop.as_raw_fd(), EventSet::IN, STOP)?;
-        for (queue, kick) in self.kicks.iter().enumerate() {
-            let token = KICKS + queue as u64;
-            watch(ControlOperation::Add, kick.as_raw_fd(), EventSet::IN, token)?;
-        }
-        let watched = self.server.socket.as_ref().map(|s| s.as_raw_fd());
-        if let Some(fd) = watched {
-            watch(ControlOperation::Add, fd, EventSet::IN, SERVER)?;
-        }
+        let watched = (stop, STOP);
+        self.activation
+            .watch(&epoll, watched, || ControlOperation::Add)?;
+        self.server.watch(&epoll, ControlOperation::Add)?;
         let mut ready = [EpollEvent::default(); 8];
         let mut until: Option<Instant> = None;
         let mut waits_for_room = false;
@@ -171,15 +170,9 @@ impl Relay {
             {
                 return self.fail_all(libc::EIO);
             }
-            if let Some(socket) = &self.server.socket
-                && waits_for_room != self.server.unsent.is_some()
-            {
-                waits_for_room = self.server.unsent.is_some();
-                let events = match waits_for_room {
-                    true => EventSet::IN | EventSet::OUT,
-                    false => EventSet::IN,
-                };
-                watch(ControlOperation::Modify, socket.as_raw_fd(), events, SERVER)?;
+            if waits_for_room != self.server.unsent.is_some() {
+                waits_for_room = !waits_for_room;
+                self.server.watch(&epoll, ControlOperation::Modify)?;
             }
             let timeout_ms = if until.is_some() { 100 } else { -1 };
             let count = match epoll.wait(timeout_ms, &mut ready) {
@@ -189,17 +182,13 @@ impl Relay {
             };
             for token in ready[..count].iter().map(EpollEvent::data) {
                 match token {
-                    STOP if until.is_none() => {
-                        until = Some(Instant::now() + STOP_PATIENCE);
-                        watch(
-                            ControlOperation::Delete,
-                            stop.as_raw_fd(),
-                            EventSet::IN,
-                            STOP,
-                        )?;
+                    STOP => {
+                        until.get_or_insert_with(|| Instant::now() + STOP_PATIENCE);
+                        // it would wake at once, again and again
+                        drop(stop.read());
                     }
-                    STOP | SERVER => {}
-                    kick => drop(self.kicks[(kick - KICKS) as usize].read()),
+                    SERVER => {}
+                    kick => drop(self.activation.kicks[kick as usize].read()),
                 }
             }
         }
@@ -207,26 +196,30 @@ impl Relay {
 
     /// Passes on what waits in the queues, as long as there is room.
     fn pop_all(&mut self) -> Result<()> {
-        for index in 0..self.queues.len() {
-            if !self.queues[index].ready() {
+        for index in 0..self.activation.queues.len() {
+            if !self.activation.queues[index].ready() {
                 continue;
             }
             loop {
-                let queue = &mut self.queues[index];
+                let queue = &mut self.activation.queues[index];
                 queue
-                    .disable_notification(&self.memory)
+                    .disable_notification(&self.activation.memory)
                     .map_err(chain::broken)?;
                 while self.server.has_room() {
-                    match chain::pop(&mut self.queues[index], &self.memory, DESCRIPTORS_MAX)? {
+                    match chain::pop(
+                        &mut self.activation.queues[index],
+                        &self.activation.memory,
+                        DESCRIPTORS_MAX,
+                    )? {
                         None => break,
                         Some(Popped::Malformed(head)) => self.give_back(index, head, 0)?,
                         Some(Popped::Chain(chain)) => self.request(index, chain)?,
                     }
                 }
                 // without room an answer brings the thread back here
-                let queue = &mut self.queues[index];
+                let queue = &mut self.activation.queues[index];
                 let more = queue
-                    .enable_notification(&self.memory)
+                    .enable_notification(&self.activation.memory)
                     .map_err(chain::broken)?;
                 if !more || !self.server.has_room() {
                     break;
@@ -240,7 +233,8 @@ impl Relay {
         let head = chain.head;
         let len = chain.readable.len();
         let mut message = vec![0; len.min(MESSAGE_MAX as u64) as usize];
-        let whole = len <= MESSAGE_MAX as u64 && chain.readable.read(&self.memory, &mut message);
+        let whole =
+            len <= MESSAGE_MAX as u64 && chain.readable.read(&self.activation.memory, &mut message);
         let kind = message::kind(&message).filter(|_| whole);
         let unique = match message.len() {
             REQUEST_HEADER.. => message::unique(&message),
@@ -268,7 +262,7 @@ impl Relay {
             room if room < ANSWER_HEADER as u64 => 0,
             _ => chain
                 .writable
-                .write(&self.memory, &message::error(errno, unique)),
+                .write(&self.activation.memory, &message::error(errno, unique)),
         };
         self.give_back(queue, head, written as u32)
     }
@@ -298,9 +292,9 @@ impl Relay {
             let written = match pending.writable.len() {
                 room if room < len as u64 => {
                     let error = message::error(libc::EIO, pending.unique);
-                    pending.writable.write(&self.memory, &error)
+                    pending.writable.write(&self.activation.memory, &error)
                 }
-                _ => pending.writable.write(&self.memory, answer),
+                _ => pending.writable.write(&self.activation.memory, answer),
             };
             self.give_back(pending.queue, pending.head, written as u32)?;
         }
@@ -316,15 +310,20 @@ impl Relay {
             };
             self.server.free.push(slot);
             let error = message::error(errno, pending.unique);
-            let written = pending.writable.write(&self.memory, &error);
+            let written = pending.writable.write(&self.activation.memory, &error);
             self.give_back(pending.queue, pending.head, written as u32)?;
         }
         Ok(())
     }
 
     fn give_back(&mut self, queue: usize, head: u16, written: u32) -> Result<()> {
-        if chain::give_back(&mut self.queues[queue], &self.memory, head, written)? {
-            self.interrupt.used()?;
+        if chain::give_back(
+            &mut self.activation.queues[queue],
+            &self.activation.memory,
+            head,
+            written,
+        )? {
+            self.activation.interrupt.used()?;
         }
         Ok(())
     }

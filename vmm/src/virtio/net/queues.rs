@@ -80,24 +80,13 @@ impl Host {
 impl Work {
     /// Serves until `stop` is signalled.
     pub fn run(&mut self, stop: &EventFd) -> Result<()> {
-        let failed = Error::io("a network device's epoll");
-        self.control(stop, || ControlOperation::Add)
-            .map_err(failed)?;
+        let stop = (stop, STOP);
+        self.activation
+            .watch(&self.host.epoll, stop, || ControlOperation::Add)?;
         let served = self.serve();
-        let failed = Error::io("a network device's epoll");
-        self.control(stop, || ControlOperation::Delete)
-            .map_err(failed)?;
+        self.activation
+            .watch(&self.host.epoll, stop, || ControlOperation::Delete)?;
         served
-    }
-
-    fn control(&self, stop: &EventFd, operation: fn() -> ControlOperation) -> io::Result<()> {
-        let kicks = self.activation.kicks.iter().zip(0..STOP);
-        for (event, token) in kicks.chain([(stop, STOP)]) {
-            let interest = EpollEvent::new(EventSet::IN, token);
-            let epoll = &self.host.epoll;
-            epoll.ctl(operation(), event.as_raw_fd(), interest)?;
-        }
-        Ok(())
     }
 
     fn serve(&mut self) -> Result<()> {

@@ -4,12 +4,10 @@ use std::fs::File;
 use std::io::Read;
 use std::sync::Arc;
 
-use virtio_queue::{Queue, QueueT};
-use vm_memory::GuestMemoryMmap;
-use vmm_sys_util::eventfd::EventFd;
+use virtio_queue::QueueT;
 
 use super::chain::{self, Popped, broken};
-use super::{Activation, Device, Interrupt};
+use super::{Activation, Device};
 use crate::error::{Error, Result};
 use crate::worker::Worker;
 
@@ -23,15 +21,12 @@ const REQUEST_MAX: usize = 4096;
 /// The device.
 pub struct Rng {
     source: Arc<File>,
-    worker: Option<Worker<(Work, Vec<EventFd>)>>,
+    worker: Option<Worker<Work>>,
 }
 
 struct Work {
     source: Arc<File>,
-    memory: GuestMemoryMmap,
-    queue: Queue,
-    interrupt: Interrupt,
-    features: u64,
+    activation: Activation,
 }
 
 impl Rng {
@@ -61,68 +56,52 @@ impl Device for Rng {
     fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
 
     fn activate(&mut self, activation: Activation) -> Result<()> {
-        let Activation {
-            memory,
-            mut queues,
-            kicks,
-            interrupt,
-            features,
-        } = activation;
+        let kicks = activation.kick_all()?;
         let work = Work {
             source: self.source.clone(),
-            memory,
-            queue: queues.remove(0),
-            interrupt,
-            features,
+            activation,
         };
-        for kick in &kicks {
-            // what was offered before the activation has no kick any more
-            kick.write(1).map_err(Error::io("a device's kick"))?;
-        }
-        self.worker = Some(Worker::spawn("rng", kicks, work, |work, _| serve(work))?);
+        self.worker = Some(Worker::spawn("rng", kicks, work, Work::serve)?);
         Ok(())
     }
 
     fn stop(&mut self) -> Option<Activation> {
-        let (work, kicks) = self.worker.take()?.stop()?;
-        Some(Activation {
-            memory: work.memory,
-            queues: vec![work.queue],
-            kicks,
-            interrupt: work.interrupt,
-            features: work.features,
-        })
+        Some(self.worker.take()?.stop()?.activation)
     }
 }
 
-fn serve(work: &mut Work) -> Result<()> {
-    let Work {
-        memory,
-        queue,
-        interrupt,
-        source,
-        ..
-    } = work;
-    loop {
-        queue.disable_notification(&*memory).map_err(broken)?;
-        while let Some(popped) = chain::pop(queue, memory, DESCRIPTORS_MAX)? {
-            let (head, given) = match popped {
-                Popped::Malformed(head) => (head, 0),
-                Popped::Chain(chain) => {
-                    let mut bytes = [0; REQUEST_MAX];
-                    let wanted = chain.writable.len().min(REQUEST_MAX as u64) as usize;
-                    source
-                        .read_exact(&mut bytes[..wanted])
-                        .map_err(Error::io("/dev/urandom"))?;
-                    (chain.head, chain.writable.write(memory, &bytes[..wanted]))
-                }
-            };
-            if chain::give_back(queue, memory, head, given as u32)? {
-                interrupt.used()?;
-            }
-        }
-        if !queue.enable_notification(&*memory).map_err(broken)? {
+impl Work {
+    fn serve(&mut self, queue: usize) -> Result<()> {
+        let Activation {
+            memory,
+            queues,
+            interrupt,
+            ..
+        } = &mut self.activation;
+        let Some(queue) = queues.get_mut(queue).filter(|q| q.ready()) else {
             return Ok(());
+        };
+        loop {
+            queue.disable_notification(&*memory).map_err(broken)?;
+            while let Some(popped) = chain::pop(queue, memory, DESCRIPTORS_MAX)? {
+                let (head, given) = match popped {
+                    Popped::Malformed(head) => (head, 0),
+                    Popped::Chain(chain) => {
+                        let mut bytes = [0; REQUEST_MAX];
+                        let wanted = chain.writable.len().min(REQUEST_MAX as u64) as usize;
+                        self.source
+                            .read_exact(&mut bytes[..wanted])
+                            .map_err(Error::io("/dev/urandom"))?;
+                        (chain.head, chain.writable.write(memory, &bytes[..wanted]))
+                    }
+                };
+                if chain::give_back(queue, memory, head, given as u32)? {
+                    interrupt.used()?;
+                }
+            }
+            if !queue.enable_notification(&*memory).map_err(broken)? {
+                return Ok(());
+            }
         }
     }
 }

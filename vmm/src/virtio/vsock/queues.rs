@@ -7,13 +7,12 @@
 //! ```
 
 use std::io;
-use std::os::fd::AsRawFd;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestMemoryMmap;
-use vmm_sys_util::epoll::{ControlOperation, EpollEvent, EventSet};
+use vmm_sys_util::epoll::{ControlOperation, EpollEvent};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::muxer::Muxer;
@@ -71,23 +70,13 @@ pub enum Restored {
 impl Work {
     /// Serves until `stop` is signalled.
     pub fn run(&mut self, stop: &EventFd) -> Result<()> {
-        let epoll = |e| Error::io("the vsock device's epoll")(e);
-        self.control(stop, || ControlOperation::Add)
-            .map_err(epoll)?;
+        let stop = (stop, STOP);
+        self.activation
+            .watch(self.muxer.epoll(), stop, || ControlOperation::Add)?;
         let served = self.serve();
-        self.control(stop, || ControlOperation::Delete)
-            .map_err(epoll)?;
+        self.activation
+            .watch(self.muxer.epoll(), stop, || ControlOperation::Delete)?;
         served
-    }
-
-    fn control(&self, stop: &EventFd, operation: fn() -> ControlOperation) -> io::Result<()> {
-        let kicks = self.activation.kicks.iter().zip(0..STOP);
-        for (event, token) in kicks.chain([(stop, STOP)]) {
-            let interest = EpollEvent::new(EventSet::IN, token);
-            let epoll = self.muxer.epoll();
-            epoll.ctl(operation(), event.as_raw_fd(), interest)?;
-        }
-        Ok(())
     }
 
     fn serve(&mut self) -> Result<()> {
