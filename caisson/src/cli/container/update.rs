@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use caisson_api::{Resources, RestartPolicy, UpdateBody, UpdateResponse};
 
-use super::{path, resolve};
+use super::{host_config, path};
 use crate::cli::command::{COMMAND, Command, Failure, Operands, Outcome};
 use crate::cli::flags::{Flag, Kind, Parsed, flag};
 use crate::cli::session::Session;
@@ -98,7 +98,7 @@ async fn update(session: Rc<Session>, parsed: Parsed) -> Outcome {
         return Err("you must provide one or more flags when using this command".into());
     }
     let restart_policy = if parsed.given("restart") {
-        resolve::restart_policy(parsed.text("restart"))?
+        host_config::restart_policy(parsed.text("restart"))?
     } else {
         RestartPolicy::default()
     };
