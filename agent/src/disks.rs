@@ -13,7 +13,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use caisson_jail::IdMappings;
-use caisson_protocol::{Error, ErrorKind};
+use caisson_protocol::Error;
 use caisson_supervisor::{Mounted, jail_error};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -75,10 +75,16 @@ pub fn unmount(target: &Path) -> Result<(), Error> {
                 if let Ok(open) = fs::File::open(target) {
                     let _ = rustix::fs::syncfs(&open);
                 }
-                umount2(target, MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH)
-                    .map_err(|e| failed(format!("cannot unmount {}", target.display()), e))?;
+                umount2(target, MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH).map_err(|e| {
+                    Error::failed(format!("cannot unmount {}", target.display()), e)
+                })?;
             }
-            Err(e) => return Err(failed(format!("cannot unmount {}", target.display()), e)),
+            Err(e) => {
+                return Err(Error::failed(
+                    format!("cannot unmount {}", target.display()),
+                    e,
+                ));
+            }
         }
     }
 }
@@ -93,27 +99,29 @@ fn mount_device(
     let what = format!("cannot mount the disk {} as {kind}", device.display());
     match fs::metadata(device) {
         Ok(found) if found.file_type().is_block_device() => {}
-        Ok(_) => return Err(failed(what, "it is not a block device")),
+        Ok(_) => return Err(Error::failed(what, "it is not a block device")),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            return Err(failed(what, "the guest has no such disk"));
+            return Err(Error::failed(what, "the guest has no such disk"));
         }
-        Err(e) => return Err(failed(what, e)),
+        Err(e) => return Err(Error::failed(what, e)),
     }
     make_dir(Path::new(target))?;
     mount(Some(device), target, Some(kind), flags, options).map_err(|e| match e {
         // EFSBADCRC is EBADMSG, EFSCORRUPTED is EUCLEAN.
-        Errno::EINVAL | Errno::EBADMSG | Errno::EUCLEAN | Errno::EIO | Errno::EOPNOTSUPP => failed(
-            what,
-            format!("it does not hold such a file system, or a damaged one ({e})"),
-        ),
-        Errno::ENODEV => failed(what, "this guest kernel does not know it"),
-        other => failed(what, other),
+        Errno::EINVAL | Errno::EBADMSG | Errno::EUCLEAN | Errno::EIO | Errno::EOPNOTSUPP => {
+            Error::failed(
+                what,
+                format!("it does not hold such a file system, or a damaged one ({e})"),
+            )
+        }
+        Errno::ENODEV => Error::failed(what, "this guest kernel does not know it"),
+        other => Error::failed(what, other),
     })
 }
 
 /// The overlay's root takes owner and mode from the upper directory: those of the image's root.
 fn make_upper(upper: &Path) -> Result<(), Error> {
-    let step = |e: std::io::Error| failed(format!("cannot make {}", upper.display()), e);
+    let step = |e: std::io::Error| Error::failed(format!("cannot make {}", upper.display()), e);
     match fs::create_dir(upper) {
         Ok(()) => {}
         Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => return Ok(()),
@@ -125,9 +133,6 @@ fn make_upper(upper: &Path) -> Result<(), Error> {
 }
 
 fn make_dir(path: &Path) -> Result<(), Error> {
-    fs::create_dir_all(path).map_err(|e| failed(format!("cannot make {}", path.display()), e))
-}
-
-fn failed(what: String, why: impl std::fmt::Display) -> Error {
-    Error::new(ErrorKind::Internal, format!("{what}: {why}"))
+    fs::create_dir_all(path)
+        .map_err(|e| Error::failed(format!("cannot make {}", path.display()), e))
 }

@@ -92,14 +92,10 @@ impl Host for Guest {
 
     fn mount(&mut self, request: &CreateRequest, spec: &mut Spec) -> Result<Mounted, Error> {
         let Some(setup) = &request.guest else {
-            return Err(Error::new(
-                ErrorKind::Invalid,
-                "a guest is not told its surroundings",
-            ));
+            return Err(Error::invalid("a guest is not told its surroundings"));
         };
         let Rootfs::Block { lower, upper } = &request.rootfs else {
-            return Err(Error::new(
-                ErrorKind::Invalid,
+            return Err(Error::invalid(
                 "a microVM's root file system comes on two disks",
             ));
         };
@@ -132,10 +128,7 @@ impl Host for Guest {
     }
 
     fn open_log(&mut self, _: &LogFile) -> Result<Box<dyn Log>, Error> {
-        Err(Error::new(
-            ErrorKind::Invalid,
-            "a guest keeps no logs: attach a journal",
-        ))
+        Err(Error::invalid("a guest keeps no logs: attach a journal"))
     }
 
     fn exited(&mut self, _: &str, _: &ExitStatus) {}

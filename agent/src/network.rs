@@ -11,7 +11,7 @@ use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use caisson_protocol::{Error, ErrorKind, Interface, Route};
+use caisson_protocol::{Error, Interface, Route};
 
 use crate::netlink::{Change, Link, Netlink};
 
@@ -52,16 +52,14 @@ pub fn configure(interfaces: &[Interface]) -> Result<(), Error> {
         .iter()
         .map(check)
         .collect::<Result<Vec<Wanted>, Error>>()?;
-    let failed = |e: io::Error| internal(format!("cannot ask the kernel for its interfaces: {e}"));
+    let failed = |e: io::Error| Error::failed("cannot ask the kernel for its interfaces", e);
     let mut netlink = Netlink::open().map_err(failed)?;
     let links = netlink.links().map_err(failed)?;
     let changes = plan(&wanted, &links)?;
     for (name, changes) in changes {
         for change in &changes {
             netlink.apply(change).map_err(|e| {
-                internal(format!(
-                    "cannot set up the interface {name}: {change:?}: {e}"
-                ))
+                Error::failed(format!("cannot set up the interface {name}: {change:?}"), e)
             })?;
             // Before it is raised, so that it never has an address that nobody asked for.
             if let Change::Rename { .. } | Change::Mtu { .. } = change
@@ -86,7 +84,7 @@ fn choose_ipv6(wanted: &Wanted) -> Result<(), Error> {
     match fs::write(&path, value) {
         // A kernel without IPv6.
         Err(e) if e.kind() == io::ErrorKind::NotFound && !has_ipv6 => Ok(()),
-        other => other.map_err(|e| internal(format!("cannot write {path}: {e}"))),
+        other => other.map_err(|e| Error::failed(format!("cannot write {path}"), e)),
     }
 }
 
@@ -96,7 +94,7 @@ fn plan(wanted: &[Wanted], links: &[Link]) -> Result<Vec<(String, Vec<Change>)>,
     for want in wanted {
         let link = links.iter().find(|l| l.mac == want.mac).ok_or_else(|| {
             let there: Vec<&str> = links.iter().map(|l| l.name.as_str()).collect();
-            internal(format!(
+            Error::internal(format!(
                 "the guest has no network device with the address {} for {} (it has {})",
                 show_mac(&want.mac),
                 want.name,
@@ -166,12 +164,7 @@ fn check(interface: &Interface) -> Result<Wanted, Error> {
         addresses,
         routes,
     } = interface;
-    let bad = |what: String| {
-        Error::new(
-            ErrorKind::Invalid,
-            format!("the network interface {name:?}: {what}"),
-        )
-    };
+    let bad = |what: String| Error::invalid(format!("the network interface {name:?}: {what}"));
     let plain = |c: u8| c.is_ascii_graphic() && !matches!(c, b'/' | b':');
     if name.is_empty()
         || name.len() > NAME_BYTES
@@ -244,10 +237,6 @@ fn masked(address: IpAddr, prefix: u8) -> IpAddr {
             Ipv6Addr::from(u128::from(v6) & mask).into()
         }
     }
-}
-
-fn internal(message: String) -> Error {
-    Error::new(ErrorKind::Internal, message)
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Component, Path};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use caisson_protocol::{Error, ErrorKind, GuestFile, Share};
+use caisson_protocol::{Error, GuestFile, Share};
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sys::time::TimeSpec;
@@ -17,9 +17,9 @@ use nix::time::{ClockId, clock_settime};
 pub fn set_clock(now: SystemTime) -> Result<(), Error> {
     let since = now
         .duration_since(UNIX_EPOCH)
-        .map_err(|_| invalid("the host's clock stands before 1970".into()))?;
+        .map_err(|_| Error::invalid("the host's clock stands before 1970"))?;
     clock_settime(ClockId::CLOCK_REALTIME, TimeSpec::from_duration(since))
-        .map_err(|e| internal(format!("cannot set the guest's clock: {e}")))
+        .map_err(|e| Error::failed("cannot set the guest's clock", e))
 }
 
 /// Makes the guest's random numbers its own.
@@ -27,8 +27,7 @@ pub fn add_entropy(bytes: &[u8]) -> Result<(), Error> {
     if bytes.is_empty() {
         return Ok(());
     }
-    let failed =
-        |e: std::io::Error| internal(format!("cannot seed the guest's random numbers: {e}"));
+    let failed = |e: std::io::Error| Error::failed("cannot seed the guest's random numbers", e);
     let random = File::open("/dev/urandom").map_err(failed)?;
     crate::sys::credit_entropy(random.as_fd(), bytes).map_err(|e| failed(e.into()))
 }
@@ -42,7 +41,7 @@ pub fn mount_share(share: &Share) -> Result<(), Error> {
     } = share;
     check_path(target)?;
     fs::create_dir_all(target)
-        .map_err(|e| internal(format!("cannot make {}: {e}", target.display())))?;
+        .map_err(|e| Error::failed(format!("cannot make {}", target.display()), e))?;
     let flags = if *read_only {
         MsFlags::MS_RDONLY
     } else {
@@ -61,7 +60,7 @@ pub fn mount_share(share: &Share) -> Result<(), Error> {
             Errno::ENODEV => "this guest kernel has no virtio-fs".into(),
             other => other.to_string(),
         };
-        internal(format!(
+        Error::internal(format!(
             "cannot mount a directory of the host at {}: {why}",
             target.display()
         ))
@@ -76,7 +75,7 @@ pub fn write_file(file: &GuestFile) -> Result<(), Error> {
         content,
     } = file;
     check_path(path)?;
-    let failed = |e: std::io::Error| internal(format!("cannot write {}: {e}", path.display()));
+    let failed = |e: std::io::Error| Error::failed(format!("cannot write {}", path.display()), e);
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).map_err(failed)?;
     }
@@ -101,19 +100,11 @@ fn check_path(path: &Path) -> Result<(), Error> {
     if below_run {
         Ok(())
     } else {
-        Err(invalid(format!(
+        Err(Error::invalid(format!(
             "{} is not a path below /run",
             path.display()
         )))
     }
-}
-
-fn invalid(message: String) -> Error {
-    Error::new(ErrorKind::Invalid, message)
-}
-
-fn internal(message: String) -> Error {
-    Error::new(ErrorKind::Internal, message)
 }
 
 #[cfg(test)]

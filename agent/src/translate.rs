@@ -16,7 +16,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use caisson_protocol::{Error, ErrorKind};
+use caisson_protocol::Error;
 use oci_spec::runtime::{
     LinuxDevice, LinuxDeviceType, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType,
     Process, Spec,
@@ -102,7 +102,7 @@ fn namespaces(given: Vec<LinuxNamespace>) -> Result<Vec<LinuxNamespace>, Error> 
         let own = LinuxNamespaceBuilder::default()
             .typ(Cgroup)
             .build()
-            .map_err(|e| Error::new(ErrorKind::Internal, e.to_string()))?;
+            .map_err(|e| Error::internal(e.to_string()))?;
         kept.push(own);
     }
     Ok(kept)
@@ -126,12 +126,13 @@ fn is_network(sysctl: &str) -> bool {
 }
 
 fn refused(why: impl Into<String>) -> Error {
-    Error::new(ErrorKind::Invalid, why)
+    Error::invalid(why)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use caisson_protocol::ErrorKind;
     use proptest::prelude::*;
     use serde_json::{Value, json};
 

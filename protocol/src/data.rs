@@ -240,4 +240,29 @@ impl Error {
             message: message.into(),
         }
     }
+
+    /// The request is at fault.
+    pub fn invalid(message: impl Into<String>) -> Self {
+        Error::new(ErrorKind::Invalid, message)
+    }
+
+    /// It cannot be done now.
+    pub fn conflict(message: impl Into<String>) -> Self {
+        Error::new(ErrorKind::Conflict, message)
+    }
+
+    /// There is no such thing.
+    pub fn not_found(message: impl Into<String>) -> Self {
+        Error::new(ErrorKind::NotFound, message)
+    }
+
+    /// Neither the request nor the host is at fault.
+    pub fn internal(message: impl Into<String>) -> Self {
+        Error::new(ErrorKind::Internal, message)
+    }
+
+    /// What could not be done, and why: [`Error::internal`].
+    pub fn failed(what: impl std::fmt::Display, why: impl std::fmt::Display) -> Self {
+        Error::internal(format!("{what}: {why}"))
+    }
 }

@@ -74,6 +74,9 @@ pub use message::*;
 /// The generation this build speaks.
 pub const GENERATION: u32 = 1;
 
+/// The process id of a sandbox's first process.
+pub const INIT: &str = "init";
+
 /// No message is longer. An OCI spec with a large seccomp profile is a tenth of this.
 pub const MAX_MESSAGE_BYTES: usize = 4 << 20;
 

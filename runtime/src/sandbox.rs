@@ -61,7 +61,7 @@ pub struct ProcessId(pub String);
 impl ProcessId {
     /// The first process of every sandbox.
     pub fn init() -> Self {
-        ProcessId("init".into())
+        ProcessId(caisson_protocol::INIT.into())
     }
 }
 

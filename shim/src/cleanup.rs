@@ -9,8 +9,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, bail};
 use caisson_jail::cgroup::Cgroup;
-use caisson_protocol::ExitStatus;
 use caisson_protocol::layout::{VM, exit_record};
+use caisson_protocol::{ExitStatus, INIT};
 
 use crate::records;
 
@@ -38,13 +38,13 @@ pub fn clean_up(dir: &Path) -> anyhow::Result<()> {
     // Of a virtual machine: the kernel's killer took its VMM, and the shim went with it or before it.
     let oom_killed = dir.join(VM).exists() && cgroup.oom_kills().is_ok_and(|kills| kills > 0);
     cgroup.remove()?;
-    if !exit_record(dir, "init").exists() {
+    if !exit_record(dir, INIT).exists() {
         let killed = ExitStatus {
             code: 137,
             oom_killed,
             at: SystemTime::now(),
         };
-        records::write_exit(dir, "init", &killed)?;
+        records::write_exit(dir, INIT, &killed)?;
     }
     Ok(())
 }

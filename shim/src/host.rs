@@ -3,7 +3,7 @@
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
-use caisson_protocol::{CreateRequest, Error, ErrorKind, ExitStatus, LogFile, Rootfs};
+use caisson_protocol::{CreateRequest, Error, ExitStatus, LogFile, Rootfs};
 use caisson_supervisor::{Host, Log, Mounted};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use oci_spec::runtime::Spec;
@@ -47,20 +47,16 @@ impl Host for SandboxDir {
     }
 
     fn created(&mut self, cgroups_path: &Path) -> Result<(), Error> {
-        records::write_shim_record(&self.dir, cgroups_path).map_err(|e| {
-            Error::new(
-                ErrorKind::Internal,
-                format!("cannot write to {}: {e}", self.dir.display()),
-            )
-        })
+        records::write_shim_record(&self.dir, cgroups_path)
+            .map_err(|e| Error::failed(format!("cannot write to {}", self.dir.display()), e))
     }
 
     fn open_log(&mut self, file: &LogFile) -> Result<Box<dyn Log>, Error> {
         match JsonLog::open(file) {
             Ok(log) => Ok(Box::new(log)),
-            Err(e) => Err(Error::new(
-                ErrorKind::Internal,
-                format!("cannot open the log {}: {e}", file.path.display()),
+            Err(e) => Err(Error::failed(
+                format!("cannot open the log {}", file.path.display()),
+                e,
             )),
         }
     }

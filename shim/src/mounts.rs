@@ -14,7 +14,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use caisson_protocol::layout::{BINDS, ROOTFS};
-use caisson_protocol::{Error, ErrorKind, Rootfs};
+use caisson_protocol::{Error, Rootfs};
 use caisson_supervisor::jail_error;
 use nix::sched::{CloneFlags, unshare};
 use oci_spec::runtime::{Mount, Spec};
@@ -26,7 +26,7 @@ use rustix::mount::{
 
 /// Moves this process into a mount namespace of its own, still connected with the host's.
 pub fn enter_namespace() -> Result<(), Error> {
-    unshare(CloneFlags::CLONE_NEWNS).map_err(|e| failed("cannot make a mount namespace", e))
+    unshare(CloneFlags::CLONE_NEWNS).map_err(|e| Error::failed("cannot make a mount namespace", e))
 }
 
 /// Mounts the root file system beneath `dir`, where it is now, and cuts the namespace off from the host's.
@@ -36,7 +36,7 @@ pub fn mount(dir: &Path, rootfs: &Rootfs, spec: &mut Spec) -> Result<PathBuf, Er
         "/",
         MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
     )
-    .map_err(|e| failed("cannot separate the mount namespace", e))?;
+    .map_err(|e| Error::failed("cannot separate the mount namespace", e))?;
     for (n, (mount_index, tree)) in shared.into_iter().enumerate() {
         let target = attach_bind(dir, n, &tree)?;
         if let Some(mount) = spec
@@ -49,8 +49,7 @@ pub fn mount(dir: &Path, rootfs: &Rootfs, spec: &mut Spec) -> Result<PathBuf, Er
     }
     match rootfs {
         Rootfs::Directory(path) => Ok(path.clone()),
-        Rootfs::Block { .. } => Err(Error::new(
-            ErrorKind::Invalid,
+        Rootfs::Block { .. } => Err(Error::invalid(
             "a root file system of block images belongs into a microVM",
         )),
         Rootfs::Overlay { lower, upper, work } => {
@@ -81,10 +80,16 @@ pub fn unmount_all(dir: &Path) -> Result<(), Error> {
                 Ok(()) => {}
                 Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => break,
                 Err(rustix::io::Errno::BUSY) => {
-                    unmount(&target, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH)
-                        .map_err(|e| failed(&format!("cannot unmount {}", target.display()), e))?;
+                    unmount(&target, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH).map_err(
+                        |e| Error::failed(format!("cannot unmount {}", target.display()), e),
+                    )?;
                 }
-                Err(e) => return Err(failed(&format!("cannot unmount {}", target.display()), e)),
+                Err(e) => {
+                    return Err(Error::failed(
+                        format!("cannot unmount {}", target.display()),
+                        e,
+                    ));
+                }
             }
         }
     }
@@ -125,8 +130,8 @@ fn clone_shared_binds(spec: &Spec) -> Result<Vec<(usize, OwnedFd)>, Error> {
                 flags |= OpenTreeFlags::AT_RECURSIVE;
             }
             let tree = open_tree(CWD, &source, flags).map_err(|e| {
-                failed(
-                    &format!("cannot clone the bind mount's source {}", source.display()),
+                Error::failed(
+                    format!("cannot clone the bind mount's source {}", source.display()),
                     e,
                 )
             })?;
@@ -145,7 +150,7 @@ fn attach_bind(dir: &Path, n: usize, tree: &OwnedFd) -> Result<PathBuf, Error> {
         make_dir(&target)?;
     } else {
         fs::File::create(&target)
-            .map_err(|e| failed(&format!("cannot make {}", target.display()), e))?;
+            .map_err(|e| Error::failed(format!("cannot make {}", target.display()), e))?;
     }
     move_mount(
         tree,
@@ -154,21 +159,17 @@ fn attach_bind(dir: &Path, n: usize, tree: &OwnedFd) -> Result<PathBuf, Error> {
         &target,
         MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
     )
-    .map_err(|e| failed(&format!("cannot mount at {}", target.display()), e))?;
+    .map_err(|e| Error::failed(format!("cannot mount at {}", target.display()), e))?;
     Ok(target)
 }
 
 fn make_dir(path: &Path) -> Result<(), Error> {
     match fs::create_dir(path) {
         Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
-            Err(failed(&format!("cannot make {}", path.display()), e))
+            Err(Error::failed(format!("cannot make {}", path.display()), e))
         }
         _ => Ok(()),
     }
-}
-
-fn failed(what: &str, why: impl std::fmt::Display) -> Error {
-    Error::new(ErrorKind::Internal, format!("{what}: {why}"))
 }
 
 #[cfg(test)]

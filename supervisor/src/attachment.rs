@@ -16,10 +16,10 @@ use caisson_protocol::{
 };
 use nix::errno::Errno;
 
+use crate::STALL_BYTES;
 use crate::connection::{Attached, Mode};
 use crate::process::{ConnectionId, OUTPUTS, log_stream};
 use crate::supervisor::Supervisor;
-use crate::{STALL_BYTES, not_found};
 
 impl Supervisor {
     /// Turns a connection into a process' streams. The answer is queued before anything of the streams.
@@ -35,7 +35,7 @@ impl Supervisor {
             journal,
         } = request;
         let Some(process) = self.processes.get_mut(id.as_str()) else {
-            let error: Error = not_found(format!("no process {id} in this sandbox"));
+            let error: Error = Error::not_found(format!("no process {id} in this sandbox"));
             self.answer(connection_id, request_id, Err(error));
             return;
         };

@@ -10,12 +10,12 @@
 
 use std::time::{Duration, Instant};
 
-use caisson_protocol::{DestroyRequest, Error, Response};
+use caisson_protocol::{DestroyRequest, Error, INIT, Response};
 use nix::sys::signal::{Signal, kill};
 
+use crate::jail_error;
 use crate::process::{ConnectionId, OUTPUTS, State};
 use crate::supervisor::Supervisor;
-use crate::{internal, jail_error};
 
 /// Processes that do not die of `SIGKILL` for so long are stuck in the kernel.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -55,7 +55,7 @@ impl Supervisor {
         }
         let running = self
             .processes
-            .get("init")
+            .get(INIT)
             .filter(|init| matches!(init.state, State::Running))
             .map(|init| init.pid);
         self.destruction = Some(Destruction {
@@ -95,7 +95,7 @@ impl Supervisor {
 
     /// A deadline has come, or a process has ended.
     pub(crate) fn continue_destruction(&mut self) {
-        let init_over = self.processes.get("init").is_none_or(|init| init.is_over());
+        let init_over = self.processes.get(INIT).is_none_or(|init| init.is_over());
         let now = Instant::now();
         let Some(destruction) = &mut self.destruction else {
             return;
@@ -117,7 +117,7 @@ impl Supervisor {
                     Ok(true) => self.finish_destruction(),
                     Ok(false) if give_up => {
                         let stuck = "processes of the sandbox do not end although they were killed";
-                        self.fail_destruction(internal("cannot destroy the sandbox", stuck));
+                        self.fail_destruction(Error::failed("cannot destroy the sandbox", stuck));
                     }
                     Err(error) if give_up => self.fail_destruction(error),
                     // Killed processes need a moment; so may a cgroup that cannot be read just now.

@@ -27,8 +27,8 @@ use nix::sched::CloneFlags;
 use nix::sys::stat::Mode;
 use nix::unistd::{Gid, Pid, Uid};
 
+use crate::jail_error;
 use crate::supervisor::Sandbox;
-use crate::{internal, invalid, jail_error};
 
 /// The tree a request looks into, and the user namespace whose ids count in it when that is not ours.
 pub(crate) struct TreeRoot {
@@ -57,7 +57,7 @@ pub(crate) fn open_root(
         None => {
             let dir = match (view, &sandbox.changes) {
                 (View::Changes, None) => {
-                    return Err(invalid(
+                    return Err(Error::invalid(
                         "its root file system is a plain directory: nothing says what changed in it",
                     ));
                 }
@@ -84,7 +84,7 @@ pub(crate) fn open_root(
 
 fn open(path: &Path, flags: OFlag) -> Result<OwnedFd, Error> {
     nix::fcntl::open(path, flags | OFlag::O_CLOEXEC, Mode::empty())
-        .map_err(|e| internal(&format!("cannot open {}", path.display()), e))
+        .map_err(|e| Error::failed(format!("cannot open {}", path.display()), e))
 }
 
 fn foreign_user_namespace(pid: Pid) -> Result<Option<OwnedFd>, Error> {
@@ -93,7 +93,7 @@ fn foreign_user_namespace(pid: Pid) -> Result<Option<OwnedFd>, Error> {
     let inode = |fd: &OwnedFd| {
         nix::sys::stat::fstat(fd)
             .map(|s| s.st_ino)
-            .map_err(|e| internal("cannot stat a namespace", e))
+            .map_err(|e| Error::failed("cannot stat a namespace", e))
     };
     Ok(if inode(&theirs)? == inode(&ours)? {
         None
@@ -165,7 +165,7 @@ fn serve(
     if let Some(namespace) = &root.user_namespace
         && let Err(errno) = enter_user_namespace(namespace)
     {
-        return answer(Outcome::Error(internal(
+        return answer(Outcome::Error(Error::failed(
             "cannot enter the container's user namespace",
             errno,
         )));
@@ -203,7 +203,7 @@ fn serve(
             }
             Err(error) => answer(Outcome::Error(error)),
         },
-        _ => answer(Outcome::Error(invalid("not a request for a worker"))),
+        _ => answer(Outcome::Error(Error::invalid("not a request for a worker"))),
     }
 }
 
@@ -262,7 +262,8 @@ fn read(root: &TreeRoot, request: &PathRequest, out: &mut ChunkWriter<'_>) -> Re
     let mut out = io::BufWriter::with_capacity(MAX_CHUNK_BYTES, out);
     caisson_archive::pack(root.dir.as_fd(), path, &name, &mut out, &options)
         .map_err(|e| archive_error(path, e))?;
-    out.flush().map_err(|e| internal("the client went away", e))
+    out.flush()
+        .map_err(|e| Error::failed("the client went away", e))
 }
 
 fn check_directory(root: &TreeRoot, path: &Path) -> Result<(), Error> {
@@ -271,12 +272,15 @@ fn check_directory(root: &TreeRoot, path: &Path) -> Result<(), Error> {
     let found = caisson_archive::open_beneath(root.dir.as_fd(), path, flags)
         .map_err(|e| archive_error(path, e))?;
     let mode = nix::sys::stat::fstat(&found)
-        .map_err(|e| internal("cannot stat", e))?
+        .map_err(|e| Error::failed("cannot stat", e))?
         .st_mode;
     if mode & libc::S_IFMT == libc::S_IFDIR {
         Ok(())
     } else {
-        Err(invalid(format!("{} is not a directory", path.display())))
+        Err(Error::invalid(format!(
+            "{} is not a directory",
+            path.display()
+        )))
     }
 }
 
@@ -299,7 +303,7 @@ fn write(
         .map_err(|e| archive_error(&request.path, e))?;
     // What follows the archive's end mark is padding: take it, so that the client can finish.
     io::copy(&mut input, &mut io::sink())
-        .map_err(|e| internal("the client went away", e))
+        .map_err(|e| Error::failed("the client went away", e))
         .map(drop)
 }
 
@@ -307,7 +311,7 @@ fn check_absolute(path: &Path) -> Result<(), Error> {
     if path.is_absolute() {
         Ok(())
     } else {
-        Err(invalid(format!(
+        Err(Error::invalid(format!(
             "{} is not an absolute path",
             path.display()
         )))
@@ -321,7 +325,7 @@ fn archive_error(path: &Path, error: caisson_archive::Error) -> Error {
                 "Could not find the file {} in the container",
                 path.display()
             );
-            return Error::new(ErrorKind::NotFound, message);
+            return Error::not_found(message);
         }
         caisson_archive::ErrorKind::InvalidInput | caisson_archive::ErrorKind::TooLarge => {
             ErrorKind::Invalid

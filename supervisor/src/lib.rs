@@ -52,6 +52,7 @@ mod top;
 use std::time::Duration;
 
 pub use host::{Host, Life, Log, LogStream, Mounted};
+pub use requests::{check_process_id, parse_oci};
 pub use supervisor::Supervisor;
 
 /// An attachment with so many bytes outstanding stalls its process; so does an input queue its clients.
@@ -61,26 +62,7 @@ pub const STALL_BYTES: usize = 1 << 20;
 pub const STREAM_GRACE: Duration = Duration::from_secs(2);
 
 /// How many ended processes are remembered, `init` aside.
-const MAX_ENDED_EXECS: usize = 256;
-
-fn invalid(message: impl Into<String>) -> caisson_protocol::Error {
-    caisson_protocol::Error::new(caisson_protocol::ErrorKind::Invalid, message)
-}
-
-fn conflict(message: impl Into<String>) -> caisson_protocol::Error {
-    caisson_protocol::Error::new(caisson_protocol::ErrorKind::Conflict, message)
-}
-
-fn not_found(message: impl Into<String>) -> caisson_protocol::Error {
-    caisson_protocol::Error::new(caisson_protocol::ErrorKind::NotFound, message)
-}
-
-fn internal(what: &str, source: impl std::fmt::Display) -> caisson_protocol::Error {
-    caisson_protocol::Error::new(
-        caisson_protocol::ErrorKind::Internal,
-        format!("{what}: {source}"),
-    )
-}
+pub const MAX_ENDED_EXECS: usize = 256;
 
 /// The jail's error in the protocol's words.
 pub fn jail_error(error: caisson_jail::Error) -> caisson_protocol::Error {

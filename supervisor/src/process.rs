@@ -12,7 +12,6 @@ use nix::unistd::Pid;
 
 use crate::host::{Log, LogStream};
 use crate::input::Input;
-use crate::internal;
 use crate::poller::{Poller, Token, Watched};
 
 /// Names a connection.
@@ -92,7 +91,7 @@ impl Process {
 
     pub(crate) fn resize(&self, size: TtySize) -> Result<(), Error> {
         let Some(terminal) = &self.terminal else {
-            return Err(crate::conflict(format!(
+            return Err(Error::conflict(format!(
                 "process {} has no terminal to resize",
                 self.id
             )));
@@ -104,7 +103,7 @@ impl Process {
             ws_ypixel: 0,
         };
         rustix::termios::tcsetwinsize(terminal, size)
-            .map_err(|e| internal("cannot resize the terminal", e))
+            .map_err(|e| Error::failed("cannot resize the terminal", e))
     }
 }
 
@@ -149,7 +148,7 @@ pub(crate) fn open_streams(
             nix::sys::stat::Mode::empty(),
         );
         (
-            null.map_err(|e| internal("cannot open /dev/null", e))?,
+            null.map_err(|e| Error::failed("cannot open /dev/null", e))?,
             None,
         )
     };
@@ -171,7 +170,7 @@ pub(crate) fn open_streams(
 }
 
 fn pipe() -> Result<(OwnedFd, OwnedFd), Error> {
-    nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|e| internal("cannot make a pipe", e))
+    nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|e| Error::failed("cannot make a pipe", e))
 }
 
 /// Puts our ends, or the terminal, into the loop's care.

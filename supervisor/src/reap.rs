@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::time::SystemTime;
 
-use caisson_protocol::{ExitStatus, Response};
+use caisson_protocol::{ExitStatus, INIT, Response};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 
@@ -84,7 +84,7 @@ impl Supervisor {
             self.settle(connection_id);
         }
         self.close_finished_attachments(id);
-        if &**id != "init" {
+        if &**id != INIT {
             self.ended.push(Rc::clone(id));
             self.forget_old_execs();
         }

@@ -7,19 +7,16 @@ use std::rc::Rc;
 use caisson_jail::cgroup::Cgroup;
 use caisson_jail::{Exec, Gate, Root, Setup};
 use caisson_protocol::{
-    CreateRequest, Error, ErrorKind, Outcome, Request, Response, ResponseFrame, SandboxState,
+    CreateRequest, Error, INIT, Outcome, Request, Response, ResponseFrame, SandboxState,
     SignalRequest, SpawnRequest,
 };
 use oci_spec::runtime::{LinuxResources, Process as OciProcess, Spec};
 use serde_json::value::RawValue;
 
 use crate::connection::MAX_OUTSTANDING_WAITS;
+use crate::jail_error;
 use crate::process::{ConnectionId, OUTPUTS, Process, State, open_streams, watch_streams};
 use crate::supervisor::{Sandbox, Supervisor};
-use crate::{conflict, internal, invalid, jail_error, not_found};
-
-/// The first process' id.
-const INIT: &str = "init";
 
 impl Supervisor {
     /// Takes one request; most are answered before this returns.
@@ -64,20 +61,20 @@ impl Supervisor {
     pub(crate) fn made(&self) -> Result<&Sandbox, Error> {
         self.sandbox
             .as_ref()
-            .ok_or_else(|| conflict("there is no sandbox yet"))
+            .ok_or_else(|| Error::conflict("there is no sandbox yet"))
     }
 
     pub(crate) fn process(&self, id: &str) -> Result<&Process, Error> {
         self.processes
             .get(id)
-            .ok_or_else(|| not_found(format!("no process {id} in this sandbox")))
+            .ok_or_else(|| Error::not_found(format!("no process {id} in this sandbox")))
     }
 
     fn create(&mut self, request: CreateRequest) -> Result<Response, Error> {
         if self.sandbox.is_some() {
-            return Err(conflict("the sandbox has been made already"));
+            return Err(Error::conflict("the sandbox has been made already"));
         }
-        let mut spec: Spec = parse("runtime spec", &request.spec)?;
+        let mut spec: Spec = parse_oci("runtime spec", &request.spec)?;
         self.host.adapt(&request, &mut spec)?;
         let cgroups_path = spec
             .linux()
@@ -110,14 +107,14 @@ impl Supervisor {
         let sandbox = self
             .sandbox
             .as_ref()
-            .ok_or_else(|| conflict("there is no sandbox yet"))?;
+            .ok_or_else(|| Error::conflict("there is no sandbox yet"))?;
         if self.destruction.is_some() {
-            return Err(conflict("the sandbox is being destroyed"));
+            return Err(Error::conflict("the sandbox is being destroyed"));
         }
         if self.processes.contains_key(id) {
-            return Err(conflict(format!("there is a process {id} already")));
+            return Err(Error::conflict(format!("there is a process {id} already")));
         }
-        let mut oci: OciProcess = parse("process", &request.spec)?;
+        let mut oci: OciProcess = parse_oci("process", &request.spec)?;
         self.host.adapt_process(&mut oci);
         forget_own_protection(&mut oci);
         let terminal = oci.terminal().unwrap_or(false);
@@ -125,9 +122,9 @@ impl Supervisor {
             _ if id == INIT => None,
             Some(init) if matches!(init.state, State::Running) && !sandbox.paused => Some(init.pid),
             Some(_) if sandbox.paused => {
-                return Err(conflict("the container is paused: unpause it first"));
+                return Err(Error::conflict("the container is paused: unpause it first"));
             }
-            _ => return Err(conflict("the container is not running")),
+            _ => return Err(Error::conflict("the container is not running")),
         };
         let oom_kills_before = match init_pid {
             Some(_) => sandbox.cgroup.oom_kills().unwrap_or(0),
@@ -183,7 +180,7 @@ impl Supervisor {
             terminal.as_ref(),
             request.stdio.stdin,
         )
-        .map_err(|e| internal("cannot watch the process' streams", e))?;
+        .map_err(|e| Error::failed("cannot watch the process' streams", e))?;
         let pid = init.pid;
         let mut process = Process {
             id: id.into(),
@@ -210,9 +207,11 @@ impl Supervisor {
         let process = self
             .processes
             .get_mut(id)
-            .ok_or_else(|| not_found(format!("no process {id} in this sandbox")))?;
+            .ok_or_else(|| Error::not_found(format!("no process {id} in this sandbox")))?;
         if !matches!(process.state, State::Held) {
-            return Err(conflict(format!("process {id} has been started already")));
+            return Err(Error::conflict(format!(
+                "process {id} has been started already"
+            )));
         }
         match process.init.start() {
             Ok(()) => {
@@ -247,7 +246,7 @@ impl Supervisor {
         let process = self
             .processes
             .get_mut(id)
-            .ok_or_else(|| not_found(format!("no process {id} in this sandbox")))?;
+            .ok_or_else(|| Error::not_found(format!("no process {id} in this sandbox")))?;
         if let State::Exited(status) = &process.state {
             return Ok(Some(Response::Exited(status.clone())));
         }
@@ -255,7 +254,7 @@ impl Supervisor {
             return Ok(None);
         };
         if connection.outstanding_waits >= MAX_OUTSTANDING_WAITS {
-            return Err(conflict("too many waits on one connection"));
+            return Err(Error::conflict("too many waits on one connection"));
         }
         connection.outstanding_waits += 1;
         process.waiters.push((connection_id, request_id));
@@ -265,15 +264,20 @@ impl Supervisor {
     fn signal(&mut self, request: &SignalRequest) -> Result<Response, Error> {
         let process = self.process(&request.process)?;
         if process.is_over() {
-            return Err(not_found(format!("process {} has ended", request.process)));
+            return Err(Error::not_found(format!(
+                "process {} has ended",
+                request.process
+            )));
         }
         crate::sys::send_signal(process.init.pidfd.as_fd(), request.signal).map_err(|errno| {
             match errno {
                 nix::errno::Errno::ESRCH => {
-                    not_found(format!("process {} has ended", request.process))
+                    Error::not_found(format!("process {} has ended", request.process))
                 }
-                nix::errno::Errno::EINVAL => invalid(format!("{} is no signal", request.signal)),
-                other => internal("cannot send the signal", other),
+                nix::errno::Errno::EINVAL => {
+                    Error::invalid(format!("{} is no signal", request.signal))
+                }
+                other => Error::failed("cannot send the signal", other),
             }
         })?;
         Ok(Response::Done)
@@ -297,14 +301,14 @@ impl Supervisor {
             self.processes.get(INIT).map(|p| &p.state),
             Some(State::Running)
         ) {
-            return Err(conflict("the container is not running"));
+            return Err(Error::conflict("the container is not running"));
         }
         let sandbox = self
             .sandbox
             .as_mut()
-            .ok_or_else(|| conflict("there is no sandbox yet"))?;
+            .ok_or_else(|| Error::conflict("there is no sandbox yet"))?;
         if sandbox.paused {
-            return Err(conflict("the container is paused already"));
+            return Err(Error::conflict("the container is paused already"));
         }
         sandbox.cgroup.freeze().map_err(jail_error)?;
         sandbox.paused = true;
@@ -315,9 +319,9 @@ impl Supervisor {
         let sandbox = self
             .sandbox
             .as_mut()
-            .ok_or_else(|| conflict("there is no sandbox yet"))?;
+            .ok_or_else(|| Error::conflict("there is no sandbox yet"))?;
         if !sandbox.paused {
-            return Err(conflict("the container is not paused"));
+            return Err(Error::conflict("the container is not paused"));
         }
         sandbox.cgroup.thaw().map_err(jail_error)?;
         sandbox.paused = false;
@@ -325,7 +329,7 @@ impl Supervisor {
     }
 
     fn update(&self, resources: &RawValue) -> Result<Response, Error> {
-        let mut resources: LinuxResources = parse("resources", resources)?;
+        let mut resources: LinuxResources = parse_oci("resources", resources)?;
         self.host.adapt_resources(&mut resources);
         self.made()?.cgroup.update(&resources).map_err(jail_error)?;
         Ok(Response::Done)
@@ -382,13 +386,14 @@ fn forget_own_protection(process: &mut OciProcess) {
     }
 }
 
-fn parse<T: serde::de::DeserializeOwned>(what: &str, json: &RawValue) -> Result<T, Error> {
+/// Reads a part of an OCI document; `what` names it in errors.
+pub fn parse_oci<T: serde::de::DeserializeOwned>(what: &str, json: &RawValue) -> Result<T, Error> {
     serde_json::from_str(json.get())
-        .map_err(|e| invalid(format!("the OCI {what} is not valid: {e}")))
+        .map_err(|e| Error::invalid(format!("the OCI {what} is not valid: {e}")))
 }
 
 /// Ids become file names (exit records) and log fields.
-fn check_process_id(id: &str) -> Result<&str, Error> {
+pub fn check_process_id(id: &str) -> Result<&str, Error> {
     let plain = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.');
     let fine = id.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric)
         && id.len() <= 128
@@ -396,10 +401,7 @@ fn check_process_id(id: &str) -> Result<&str, Error> {
     if fine {
         Ok(id)
     } else {
-        Err(Error::new(
-            ErrorKind::Invalid,
-            format!("{id:?} cannot be a process id"),
-        ))
+        Err(Error::invalid(format!("{id:?} cannot be a process id")))
     }
 }
 

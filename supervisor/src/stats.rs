@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use caisson_protocol::{BlockUse, Error, NetworkUse, ResourceUse, Response, Stats};
+use caisson_protocol::{BlockUse, Error, INIT, NetworkUse, ResourceUse, Response, Stats};
 
 use crate::jail_error;
 use crate::supervisor::Supervisor;
@@ -11,7 +11,7 @@ impl Supervisor {
     pub(crate) fn stats(&self) -> Result<Response, Error> {
         let sandbox = self.made()?;
         let workload = workload(&sandbox.cgroup)?;
-        let init = self.processes.get("init").filter(|p| !p.is_over());
+        let init = self.processes.get(INIT).filter(|p| !p.is_over());
         let networks = match init {
             // A process that ends meanwhile has no interfaces any more.
             Some(init) => caisson_jail::proc_net_stats(init.pid).unwrap_or_default(),

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use caisson_jail::cgroup::Cgroup;
 use caisson_protocol::{
-    GENERATION, Hello, Outcome, ProtocolError, RequestFrame, Response, ResponseFrame, Stream,
-    decode,
+    Error, GENERATION, Hello, Outcome, ProtocolError, RequestFrame, Response, ResponseFrame,
+    Stream, decode,
 };
 use nix::errno::Errno;
 use nix::sys::epoll::{EpollEvent, EpollFlags};
@@ -360,7 +360,7 @@ impl Supervisor {
                 } = decode(&frame)?;
                 connection.mode = Mode::Requests { fresh: false };
                 if request.takes_connection() && !fresh {
-                    let error = crate::invalid("this request must be the first of its connection");
+                    let error = Error::invalid("this request must be the first of its connection");
                     self.answer(id, request_id, Err(error));
                 } else {
                     self.handle(id, request_id, request);

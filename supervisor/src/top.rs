@@ -11,8 +11,8 @@ use std::time::{Duration, SystemTime};
 use caisson_protocol::{Error, ProcessTable, Response};
 use nix::unistd::Pid;
 
+use crate::jail_error;
 use crate::supervisor::Supervisor;
-use crate::{invalid, jail_error};
 
 /// The kernel counts processor time for user space in hundredths of a second (`USER_HZ`).
 const TICKS_PER_SECOND: u64 = 100;
@@ -158,7 +158,7 @@ fn plan(ps_args: &str) -> Result<Columns, Error> {
             "-o" | "o" | "--format" | "-eo" | "axo" | "-axo" | "-Ao" => match words.next() {
                 Some(list) => Some(list),
                 None => {
-                    return Err(invalid(format!(
+                    return Err(Error::invalid(format!(
                         "ps: {word} must be followed by a list of columns"
                     )));
                 }
@@ -185,7 +185,7 @@ fn plan(ps_args: &str) -> Result<Columns, Error> {
                 plain_bsd |= !word.contains('u');
             }
             _ => {
-                return Err(invalid(format!(
+                return Err(Error::invalid(format!(
                     "ps: {word:?} is not understood: caisson knows -ef, -eF, -el, aux, and -o with a list of columns"
                 )));
             }
@@ -279,7 +279,9 @@ fn parse_list(list: &str) -> Result<Columns, Error> {
             .iter()
             .find(|(known, ..)| known.eq_ignore_ascii_case(name));
         let Some((_, heading, column)) = found else {
-            return Err(invalid(format!("ps: the column {name:?} is not known")));
+            return Err(Error::invalid(format!(
+                "ps: the column {name:?} is not known"
+            )));
         };
         columns.push((heading.to_string(), *column));
     }
@@ -290,7 +292,7 @@ fn parse_list(list: &str) -> Result<Columns, Error> {
             }
             Ok(columns)
         }
-        None => Err(invalid("ps: an empty list of columns")),
+        None => Err(Error::invalid("ps: an empty list of columns")),
     }
 }
 

@@ -14,8 +14,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use caisson_protocol::{
-    AGENT_PORT, Error, ErrorKind, FrameDecoder, GENERATION, Hello, Outcome, Request, RequestFrame,
-    Response, ResponseFrame, decode, encode,
+    AGENT_PORT, Error, FrameDecoder, GENERATION, Hello, Outcome, Request, RequestFrame, Response,
+    ResponseFrame, decode, encode,
 };
 
 use super::calls::{Calls, Lost};
@@ -65,10 +65,9 @@ impl Agent {
             Ok(Outcome::Error(error)) => Err(error),
             Err(Lost::Ended) => Err(gone("its connection has ended")),
             Err(Lost::Late) => Err(gone("it does not answer")),
-            Err(Lost::Unsendable(why)) => Err(Error::new(
-                ErrorKind::Invalid,
-                format!("the request cannot be sent: {why}"),
-            )),
+            Err(Lost::Unsendable(why)) => {
+                Err(Error::invalid(format!("the request cannot be sent: {why}")))
+            }
         }
     }
 
@@ -165,8 +164,7 @@ pub fn read_frame(stream: &mut UnixStream, decoder: &mut FrameDecoder) -> io::Re
 }
 
 fn gone(why: &str) -> Error {
-    Error::new(
-        ErrorKind::Conflict,
-        format!("the agent in the container's virtual machine cannot be reached: {why}"),
-    )
+    Error::conflict(format!(
+        "the agent in the container's virtual machine cannot be reached: {why}"
+    ))
 }

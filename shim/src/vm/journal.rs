@@ -14,7 +14,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use caisson_protocol::{
-    Attach, AttachRequest, ChunkDecoder, Error, ErrorKind, FrameDecoder, LogFile, Outcome, Request,
+    Attach, AttachRequest, ChunkDecoder, Error, FrameDecoder, LogFile, Outcome, Request,
     RequestFrame, Response, ResponseFrame, Stream, decode, encode,
 };
 use caisson_supervisor::{Log, LogStream};
@@ -33,12 +33,8 @@ pub struct Journal {
 /// Opens the log, if one is to be kept. Before the process is made: it must not run unlogged.
 pub fn open_log(file: Option<&LogFile>) -> Result<Option<JsonLog>, Error> {
     let Some(file) = file else { return Ok(None) };
-    let log = JsonLog::open(file).map_err(|e| {
-        Error::new(
-            ErrorKind::Internal,
-            format!("cannot open the log {}: {e}", file.path.display()),
-        )
-    })?;
+    let log = JsonLog::open(file)
+        .map_err(|e| Error::failed(format!("cannot open the log {}", file.path.display()), e))?;
     Ok(Some(log))
 }
 
@@ -73,9 +69,9 @@ impl Journal {
                 log,
             }),
             Ok(Outcome::Error(error)) => Err(error),
-            Err(e) => Err(Error::new(
-                ErrorKind::Internal,
-                format!("the journal of process {process} cannot be opened: {e}"),
+            Err(e) => Err(Error::failed(
+                format!("the journal of process {process} cannot be opened"),
+                e,
             )),
         }
     }

@@ -8,56 +8,36 @@
 //!   start ─▶ (cgroup, VMM in it) ─▶ await_ready ─▶ … ─▶ it ends, or stop, or kill ─▶ end ─▶ release
 //! ```
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs;
+use std::io::Write;
+use std::os::fd::RawFd;
+use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use caisson_jail::cgroup::Cgroup;
-use caisson_protocol::layout::{CONSOLE, VM, VM_ROOT, VM_SOCKET};
+use caisson_protocol::layout::{VM, VM_ROOT, VM_SOCKET};
 use caisson_protocol::vmm::{
-    AssistMode, Confinement, Disk, FsShare, RateLimits, Resource, VmEnd, VmSpec, VmStats,
-    VmmOutcome, VmmRequest, VmmRequestFrame, VmmResponse, VmmResponseFrame, Vsock,
+    FsShare, VmSpec, VmStats, VmmOutcome, VmmRequest, VmmRequestFrame, VmmResponse,
+    VmmResponseFrame,
 };
 use caisson_protocol::{Error, ErrorKind, FrameDecoder, VmSetup, decode, encode};
 use caisson_supervisor::jail_error;
 
 use super::calls::{Calls, Lost};
-use super::plan::{COMMAND_LINE, DISKS, Plan};
-use super::{agent, shares, short, sys};
-
-/// Only the guest sees it.
-const GUEST_CID: u32 = 3;
+use super::end::{self, End};
+use super::handover::{self, Inherited};
+use super::plan::Plan;
+use super::{agent, shares, sys};
 
 /// A VMM answers at once, whatever its guest does.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// From the VM's end to that of its process.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// What of the console goes into an error message.
-const CONSOLE_TAIL_BYTES: usize = 1500;
-
-/// Users that no system hands out: every VMM is one of its own.
-const FIRST_UID: u32 = 0x7000_0000;
-const UIDS: u32 = 0x0fff_ffff;
-
-/// How a machine ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct End {
-    /// Why, for people.
-    pub why: String,
-    /// The guest's own doing, or as it was told.
-    pub orderly: bool,
-    /// The host's kernel killed the VMM for want of memory.
-    pub oom_killed: bool,
-}
 
 /// One VMM.
 pub struct Machine {
@@ -90,100 +70,28 @@ pub struct Parts<'a> {
 
 impl Machine {
     /// Starts the VMM and hands it its spec. To be called by a thread that lives as long as the process, for the VMM dies
-    /// with it. On `Err` no process is left; the cgroup and the directory are the caller's to remove.
+    /// with it. On `Err` whatever is left is in the directory and in the cgroup: [`release`] takes it back.
     pub fn start(parts: Parts<'_>, plan: &Plan) -> Result<Self, Error> {
-        let Parts {
-            id,
-            dir,
-            cgroup,
-            setup,
-            image,
-            scratch,
-            shares,
-        } = parts;
-        make_dirs(dir)?;
-        cgroup.create(Some(&plan.host)).map_err(jail_error)?;
+        make_dirs(parts.dir)?;
+        parts.cgroup.create(Some(&plan.host)).map_err(jail_error)?;
         let mut inherited = Inherited::default();
-        let console = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .mode(0o600)
-            .open(dir.join(CONSOLE))
-            .map_err(|e| failed("cannot open the console's file", e))?;
-        let listener = short::listen(&dir.join(VM_SOCKET))
-            .map_err(|e| failed("cannot listen for the socket device", e))?;
-        let files: [(&Path, bool, Option<RateLimits>); 3] = [
-            (&setup.agent, true, None),
-            (image, true, plan.image_rate),
-            (scratch, false, plan.scratch_rate),
-        ];
-        let mut disks = Vec::new();
-        for ((path, read_only, rate), (serial, _)) in files.into_iter().zip(DISKS) {
-            disks.push(Disk {
-                file: inherited.open(path, read_only)?,
-                serial: serial.into(),
-                read_only,
-                rate,
-                queues: None,
-            });
-        }
-        let mut served = Vec::new();
-        for share in shares::start(shares, &setup.share_server, &cgroup)? {
-            served.push(FsShare {
+        let mut spec = handover::spec(&parts, plan, &mut inherited)?;
+        let server = &parts.setup.share_server;
+        for share in shares::start(parts.shares, server, &parts.cgroup)? {
+            spec.shares.push(FsShare {
                 tag: share.tag,
                 server: inherited.add(share.server),
             });
         }
         let (ours, theirs) =
-            UnixStream::pair().map_err(|e| failed("cannot make a socket pair", e))?;
-        let spec = VmSpec {
-            id: id.into(),
-            vcpus: plan.vcpus,
-            memory_bytes: plan.memory_bytes,
-            kernel: inherited.open(&setup.kernel, true)?,
-            initramfs: None,
-            command_line: COMMAND_LINE.into(),
-            disks,
-            nets: Vec::new(),
-            shares: served,
-            vsock: Some(Vsock {
-                guest_cid: GUEST_CID,
-                listener: inherited.add(listener.into()),
-            }),
-            console: Some(inherited.add(console.into())),
-            console_limit_bytes: None,
-            assist: if setup.emulated {
-                AssistMode::On
-            } else {
-                AssistMode::Auto
-            },
-            restore: None,
-            confinement: Some(confinement(id, dir)),
-            boot_timing: false,
-        };
+            UnixStream::pair().map_err(|e| Error::failed("cannot make a socket pair", e))?;
         let control = inherited.keep(theirs.into());
-
-        let mut command = Command::new(&setup.vmm);
-        command
-            .arg("--control")
-            .arg(control.to_string())
-            .env_clear()
-            .stdin(Stdio::null())
-            .stdout(Stdio::null());
-        let entrance = cgroup.entrance().map_err(jail_error)?;
-        sys::prepare_child(&mut command, entrance, inherited.numbers());
-        let child = command.spawn().map_err(|e| {
-            let what = format!("cannot start the VMM {}", setup.vmm.display());
-            Error::new(ErrorKind::HostUnfit, format!("{what}: {e}"))
-        })?;
-        drop(command);
-        drop(inherited);
-
+        let child = launch(&parts.setup.vmm, &parts.cgroup, control, inherited)?;
         let machine = Machine {
             pid: child.id() as i32,
             memory_bytes: plan.memory_bytes,
-            dir: dir.to_path_buf(),
-            cgroup,
+            dir: parts.dir.to_path_buf(),
+            cgroup: parts.cgroup,
             calls: Self::speak(&spec, ours, child.id())?,
             ending: Arc::default(),
         };
@@ -197,7 +105,8 @@ impl Machine {
         mut control: UnixStream,
         pid: u32,
     ) -> Result<Arc<Calls<VmmOutcome>>, Error> {
-        let frame = encode(spec).map_err(|e| failed("the machine cannot be described", e))?;
+        let frame =
+            encode(spec).map_err(|e| Error::failed("the machine cannot be described", e))?;
         // A VMM that has ended already is found out by its end.
         if let Err(error) = control.write_all(&frame) {
             tracing::warn!(pid, %error, "the VMM does not take its spec");
@@ -209,7 +118,7 @@ impl Machine {
         // What it means is told by the process' end.
         let ended = || {};
         Calls::start(control, FrameDecoder::default(), understand, ended)
-            .map_err(|e| failed("cannot speak with the VMM", e))
+            .map_err(|e| Error::failed("cannot speak with the VMM", e))
     }
 
     /// Follows the process to its end. Without a control connection it ends by itself.
@@ -227,12 +136,12 @@ impl Machine {
             calls.close();
             let status = reap(&mut child);
             let oom_killed = cgroup.oom_kills().is_ok_and(|kills| kills > 0);
-            let end = end_of(said, status, oom_killed);
+            let end = end::of(said, status, oom_killed);
             *ending.lock() = Some(end);
             ending.changed.notify_all();
         })
         .map(drop)
-        .map_err(|e| failed("cannot watch the VMM", e))
+        .map_err(|e| Error::failed("cannot watch the VMM", e))
     }
 
     /// Where its socket device listens.
@@ -252,7 +161,7 @@ impl Machine {
             drop(ending.lock());
             ending.changed.notify_all();
         })
-        .map_err(|e| failed("cannot wait for the agent", e))?;
+        .map_err(|e| Error::failed("cannot wait for the agent", e))?;
         let give_up_at = Instant::now() + timeout;
         let mut end = self.ending.lock();
         loop {
@@ -308,16 +217,15 @@ impl Machine {
             || "its agent does not say that it is ready".to_string(),
             |end| end.why,
         );
-        let console = console_tail(&self.dir);
+        let console = end::console_tail(&self.dir);
         let said = if console.is_empty() {
             String::new()
         } else {
             format!("; its console ends with: {console}")
         };
-        Error::new(
-            ErrorKind::Internal,
-            format!("the container's virtual machine did not start: {why}{said}"),
-        )
+        Error::internal(format!(
+            "the container's virtual machine did not start: {why}{said}"
+        ))
     }
 
     /// Waits for the machine's end, but not longer than this.
@@ -377,10 +285,32 @@ pub fn release(dir: &Path, cgroup: &Cgroup) -> Result<(), Error> {
     cgroup.remove().map_err(jail_error)?;
     match fs::remove_dir_all(dir.join(VM)) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            Err(failed("cannot remove the machine's directory", e))
+            Err(Error::failed("cannot remove the machine's directory", e))
         }
         _ => Ok(()),
     }
+}
+
+/// Starts the program in the cgroup; `control` is one of what it inherits.
+fn launch(
+    program: &Path,
+    cgroup: &Cgroup,
+    control: RawFd,
+    inherited: Inherited,
+) -> Result<Child, Error> {
+    let mut command = Command::new(program);
+    command
+        .arg("--control")
+        .arg(control.to_string())
+        .env_clear()
+        .stdin(Stdio::null())
+        .stdout(Stdio::null());
+    let entrance = cgroup.entrance().map_err(jail_error)?;
+    sys::prepare_child(&mut command, entrance, inherited.numbers());
+    command.spawn().map_err(|e| {
+        let what = format!("cannot start the VMM {}", program.display());
+        Error::new(ErrorKind::HostUnfit, format!("{what}: {e}"))
+    })
 }
 
 impl Ending {
@@ -407,67 +337,6 @@ fn reap(child: &mut Child) -> Option<ExitStatus> {
     child.wait().ok()
 }
 
-/// How the machine ended, from what the VMM said and how its process did.
-fn end_of(said: Option<VmEnd>, status: Option<ExitStatus>, oom_killed: bool) -> End {
-    let orderly = matches!(said, Some(VmEnd::Reset | VmEnd::Stopped));
-    let oom_killed = oom_killed && said.is_none();
-    let why = match (said, status) {
-        (Some(VmEnd::Reset), _) => "its guest ended".into(),
-        (Some(VmEnd::Stopped), _) => "it was stopped".into(),
-        (Some(VmEnd::Panicked(console)), _) => {
-            format!("the guest's kernel panicked: {}", printable(&console))
-        }
-        (Some(VmEnd::Failed(why)), _) => printable(&why),
-        (None, _) if oom_killed => {
-            "the host's kernel killed its VMM for want of memory: the host, or a limit around the container, has too little".into()
-        }
-        (None, Some(status)) => match status.signal() {
-            Some(signal) if signal == rustix::process::Signal::SYS.as_raw() => {
-                "its VMM was ended by its system call filter (SIGSYS; the host kernel's log names the call): a bug, or an attack by the guest".into()
-            }
-            Some(signal) => format!("its VMM was ended by signal {signal}"),
-            None => format!("its VMM ended with {status}"),
-        },
-        (None, None) => "its VMM ended".into(),
-    };
-    End {
-        why,
-        orderly,
-        oom_killed,
-    }
-}
-
-/// The end of the console, fit for a message.
-fn console_tail(dir: &Path) -> String {
-    let mut said = Vec::new();
-    let read = File::open(dir.join(CONSOLE)).and_then(|file| {
-        // The VMM bounds the file; this bounds what is believed of that.
-        file.take(4 << 20).read_to_end(&mut said)
-    });
-    if read.is_err() {
-        return String::new();
-    }
-    let tail = &said[said.len().saturating_sub(CONSOLE_TAIL_BYTES)..];
-    printable(&String::from_utf8_lossy(tail))
-}
-
-/// A guest's words in one line, without anything that a terminal would obey.
-fn printable(text: &str) -> String {
-    let clean = |c: char| if c.is_control() { ' ' } else { c };
-    let lines: Vec<String> = text
-        .lines()
-        .map(|line| {
-            line.chars()
-                .map(clean)
-                .collect::<String>()
-                .trim()
-                .to_string()
-        })
-        .filter(|line| !line.is_empty())
-        .collect();
-    lines.join("; ")
-}
-
 /// Makes the machine's directory with an empty root in it, ours alone.
 fn make_dirs(dir: &Path) -> Result<(), Error> {
     for (name, mode) in [(VM, 0o700), (VM_ROOT, 0o755)] {
@@ -475,104 +344,7 @@ fn make_dirs(dir: &Path) -> Result<(), Error> {
         fs::DirBuilder::new()
             .mode(mode)
             .create(&path)
-            .map_err(|e| failed(&format!("cannot make {}", path.display()), e))?;
+            .map_err(|e| Error::failed(format!("cannot make {}", path.display()), e))?;
     }
     Ok(())
-}
-
-fn confinement(id: &str, dir: &Path) -> Confinement {
-    // Ids are random; the same user for two VMMs would only weaken a wall behind the wall.
-    let number = u32::from_str_radix(id.get(..7).unwrap_or_default(), 16).unwrap_or(0);
-    let user = FIRST_UID + number % UIDS;
-    Confinement {
-        uid: user,
-        gid: user,
-        root: dir.join(VM_ROOT),
-    }
-}
-
-/// Descriptors that a child gets, open until it has them.
-#[derive(Default)]
-struct Inherited {
-    fds: Vec<OwnedFd>,
-}
-
-impl Inherited {
-    fn keep(&mut self, fd: OwnedFd) -> RawFd {
-        let number = fd.as_raw_fd();
-        self.fds.push(fd);
-        number
-    }
-
-    fn add(&mut self, fd: OwnedFd) -> Resource {
-        Resource::Fd(self.keep(fd))
-    }
-
-    fn open(&mut self, path: &Path, read_only: bool) -> Result<Resource, Error> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(!read_only)
-            .open(path)
-            .map_err(|e| failed(&format!("cannot open {}", path.display()), e))?;
-        Ok(self.add(file.into()))
-    }
-
-    fn numbers(&self) -> Vec<RawFd> {
-        self.fds.iter().map(AsRawFd::as_raw_fd).collect()
-    }
-}
-
-fn failed(what: &str, why: impl std::fmt::Display) -> Error {
-    Error::new(ErrorKind::Internal, format!("{what}: {why}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn each_end_is_told_apart() {
-        let killed = Some(ExitStatus::from_raw(9));
-        for (said, status, oom, word, orderly, oom_killed) in [
-            (Some(VmEnd::Reset), None, false, "guest ended", true, false),
-            (
-                Some(VmEnd::Panicked("a\nKernel panic\x1b[0m".into())),
-                None,
-                false,
-                "Kernel panic",
-                false,
-                false,
-            ),
-            (None, killed, false, "signal 9", false, false),
-            (None, killed, true, "want of memory", false, true),
-            (Some(VmEnd::Stopped), None, true, "stopped", true, false),
-            (
-                None,
-                Some(ExitStatus::from_raw(0x100)),
-                false,
-                "exit status: 1",
-                false,
-                false,
-            ),
-        ] {
-            let end = end_of(said, status, oom);
-            assert!(
-                end.why.contains(word) && !end.why.contains('\x1b'),
-                "{}",
-                end.why
-            );
-            assert_eq!(
-                (end.orderly, end.oom_killed),
-                (orderly, oom_killed),
-                "{word}"
-            );
-        }
-    }
-
-    #[test]
-    fn every_vmm_is_a_user_of_its_own() {
-        let uid = |id: &str| confinement(id, Path::new("/d")).uid;
-        assert_ne!(uid("0000001aaaa"), uid("0000002aaaa"));
-        assert!(uid("fffffff") >= FIRST_UID && uid("nonsense") == FIRST_UID);
-    }
 }

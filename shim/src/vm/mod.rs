@@ -15,6 +15,8 @@
 mod agent;
 mod calls;
 mod client;
+mod end;
+mod handover;
 mod journal;
 mod machine;
 mod plan;
@@ -36,7 +38,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
-use caisson_protocol::{CreateRequest, Error, ErrorKind, Request, Response};
+use caisson_protocol::{CreateRequest, Error, Request, Response};
 use caisson_supervisor::Host;
 
 use crate::host::SandboxDir;
@@ -148,7 +150,7 @@ impl Shim {
             Request::Create(request) => {
                 let (answer, answered) = channel();
                 let _ = self.main.send(Job::Create(Box::new(request), answer));
-                let gone = || Error::new(ErrorKind::Internal, "the shim is ending");
+                let gone = || Error::internal("the shim is ending");
                 answered.recv().unwrap_or_else(|_| Err(gone()))
             }
             Request::Spawn(request) => sandbox.spawn(request),
@@ -166,10 +168,7 @@ impl Shim {
             | Request::Attach(_)
             | Request::StatPath(_)
             | Request::ReadPath(_)
-            | Request::WritePath(_) => Err(Error::new(
-                ErrorKind::Internal,
-                "this request is answered elsewhere",
-            )),
+            | Request::WritePath(_) => Err(Error::internal("this request is answered elsewhere")),
         }
     }
 

@@ -1,7 +1,7 @@
 //! What a virtual machine is to be, decided from the OCI spec before anything is touched.
 //!
 //! ```text
-//!   OCI spec ─┬─▶ Machine      vCPUs, memory, limits of the disks          ─▶ a VmSpec
+//!   OCI spec ─┬─▶ machine      vCPUs, memory, limits of the disks          ─▶ a VmSpec
 //!             ├─▶ host         the limits of the cgroup around the VMM
 //!             └─▶ guest        the spec with the host's things taken out; copied files, shares   ─▶ the agent's Create
 //! ```
@@ -15,7 +15,7 @@
 use std::path::{Path, PathBuf};
 
 use caisson_protocol::vmm::{Bucket, RateLimits};
-use caisson_protocol::{Error, ErrorKind, Share, VmSetup};
+use caisson_protocol::{Error, Share, VmSetup};
 use oci_spec::runtime::{
     LinuxBlockIo, LinuxCpu, LinuxDeviceCgroup, LinuxResources, LinuxThrottleDevice, Mount, Spec,
 };
@@ -37,8 +37,8 @@ const BURSTS_PER_SECOND: u64 = 10;
 const FILES: &str = "/run/caisson/files";
 const SHARES: &str = "/run/caisson/shares";
 
-/// The guest kernel's command line; helped by the fact that nobody sees its console unless it fails. Free memory goes
-/// back to the host in blocks of 512 KiB: of the kernel's own 4 MiB a guest must have 128 MiB free before it reports any.
+/// The guest kernel's command line. Quiet, for its console is only read when it fails. Free memory goes back to the host in
+/// blocks of 512 KiB: with the kernel's own 4 MiB a guest must have 128 MiB free before it reports any.
 pub const COMMAND_LINE: &str = "root=/dev/vda rootfstype=erofs ro init=/agent quiet reboot=k panic=-1 random.trust_bootloader=on dummy.numdummies=0 page_reporting.page_reporting_order=7";
 
 /// The disks, in this order: their serial numbers and what the guest's kernel calls them.
@@ -101,7 +101,7 @@ pub fn plan(spec: &Spec, setup: &VmSetup, host_cpus: u64) -> Result<Plan, Error>
     let linux = spec
         .linux()
         .as_ref()
-        .ok_or_else(|| invalid("the OCI spec has no linux part"))?;
+        .ok_or_else(|| Error::invalid("the OCI spec has no linux part"))?;
     let resources = linux.resources().clone().unwrap_or_default();
     let cpu = resources.cpu().clone().unwrap_or_default();
     let limit = resources.memory().as_ref().and_then(|m| m.limit());
@@ -208,7 +208,7 @@ fn host_resources(resources: &LinuxResources) -> Result<LinuxResources, Error> {
         {"allow": false, "access": "rwm"},
         {"allow": true, "type": "c", "major": 10, "minor": 232, "access": "rw"},
     ]));
-    host.set_devices(Some(rules.map_err(|e| invalid(e.to_string()))?));
+    host.set_devices(Some(rules.map_err(|e| Error::invalid(e.to_string()))?));
     Ok(host)
 }
 
@@ -251,10 +251,10 @@ fn translate_bind(
     let source = mount
         .source()
         .clone()
-        .ok_or_else(|| invalid(format!("the bind mount at {destination} has no source")))?;
+        .ok_or_else(|| Error::invalid(format!("the bind mount at {destination} has no source")))?;
     let shared = ["shared", "rshared", "slave", "rslave"];
     if let Some(option) = options_of(mount).find(|o| shared.contains(o)) {
-        return Err(invalid(format!(
+        return Err(Error::invalid(format!(
             "the bind mount at {destination} asks for {option} propagation, which cannot cross the wall of a virtual machine: \
              leave it out, or use --isolation=container"
         )));
@@ -278,10 +278,6 @@ fn translate_bind(
         mount: n,
     });
     Ok(())
-}
-
-fn invalid(message: impl Into<String>) -> Error {
-    Error::new(ErrorKind::Invalid, message)
 }
 
 #[cfg(test)]

@@ -11,13 +11,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use caisson_protocol::{Error, ErrorKind, ExitStatus, Response};
+use caisson_protocol::{Error, ExitStatus, INIT, Response};
+use caisson_supervisor::MAX_ENDED_EXECS;
 
 use super::client::Client;
 use crate::records;
-
-/// How many ended processes are remembered, `init` aside.
-const MAX_ENDED_EXECS: usize = 256;
 
 /// A client that has so many waits outstanding is not listening.
 const MAX_WAITERS: usize = 4096;
@@ -59,10 +57,7 @@ impl Processes {
     pub fn add(&self, id: &str, journal: UnixStream) -> Result<(), Error> {
         let mut all = self.lock();
         if all.closed {
-            return Err(Error::new(
-                ErrorKind::Conflict,
-                "the container's virtual machine has ended",
-            ));
+            return Err(Error::conflict("the container's virtual machine has ended"));
         }
         let process = Process {
             status: None,
@@ -91,10 +86,7 @@ impl Processes {
         let answer = {
             let mut all = self.lock();
             match all.by_id.get_mut(id) {
-                None => Err(Error::new(
-                    ErrorKind::NotFound,
-                    format!("no process {id} in this sandbox"),
-                )),
+                None => Err(Error::not_found(format!("no process {id} in this sandbox"))),
                 Some(process) => match &process.status {
                     Some(status) => Ok(Response::Exited(status.clone())),
                     None => {
@@ -103,10 +95,7 @@ impl Processes {
                             process.waiters.push((Arc::clone(client), request));
                             return;
                         }
-                        Err(Error::new(
-                            ErrorKind::Conflict,
-                            format!("too many wait for process {id}"),
-                        ))
+                        Err(Error::conflict(format!("too many wait for process {id}")))
                     }
                 },
             }
@@ -153,7 +142,7 @@ impl Processes {
             }
             process.status = Some(status.clone());
             let waiters = std::mem::take(&mut process.waiters);
-            if id != "init" {
+            if id != INIT {
                 all.ended.push(id.to_string());
                 while all.ended.len() > MAX_ENDED_EXECS {
                     forgotten.push(all.ended.remove(0));

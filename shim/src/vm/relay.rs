@@ -12,7 +12,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use caisson_protocol::{
-    Error, ErrorKind, FrameDecoder, GENERATION, Hello, Request, RequestFrame, decode, encode,
+    Error, FrameDecoder, GENERATION, Hello, Request, RequestFrame, decode, encode,
 };
 
 use super::Shim;
@@ -55,7 +55,7 @@ fn requests(shim: &Arc<Shim>, mut stream: UnixStream, client: &Arc<Client>) -> i
             return pass_through(shim, stream, client, decoder, RequestFrame { id, request });
         } else {
             let message = "this request must be the first of its connection";
-            client.answer(id, Err(Error::new(ErrorKind::Invalid, message)));
+            client.answer(id, Err(Error::invalid(message)));
         }
     }
 }
@@ -75,7 +75,7 @@ fn handle(shim: &Arc<Shim>, client: &Arc<Client>, id: u64, request: Request) {
     let spawned = super::spawn("request", move || answer(&ours, &answered, id, request));
     if let Err(error) = spawned {
         let why = format!("the shim cannot make a thread for it: {error}");
-        client.answer(id, Err(Error::new(ErrorKind::Internal, why)));
+        client.answer(id, Err(Error::internal(why)));
     }
 }
 

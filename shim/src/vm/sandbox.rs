@@ -16,11 +16,11 @@ use std::time::{Duration, SystemTime};
 
 use caisson_jail::cgroup::Cgroup;
 use caisson_protocol::{
-    CreateRequest, DestroyRequest, Error, ErrorKind, GuestFile, GuestSetup, MAX_GUEST_FILE_BYTES,
-    ProcessRequest, Request, Response, Rootfs, SandboxState, SignalRequest, SpawnRequest,
-    UpdateRequest, VmSetup,
+    CreateRequest, DestroyRequest, Error, ErrorKind, GuestFile, GuestSetup, INIT,
+    MAX_GUEST_FILE_BYTES, ProcessRequest, Request, Response, Rootfs, SandboxState, SignalRequest,
+    SpawnRequest, UpdateRequest, VmSetup,
 };
-use caisson_supervisor::jail_error;
+use caisson_supervisor::{check_process_id, jail_error, parse_oci};
 use oci_spec::runtime::{LinuxResources, Spec};
 use serde_json::value::RawValue;
 
@@ -32,8 +32,6 @@ use super::processes::Processes;
 use super::shares;
 use super::stats;
 use crate::records;
-
-const INIT: &str = "init";
 
 /// How long a boot may take, and how much longer everything takes where ring 0 is emulated.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -97,7 +95,7 @@ impl Sandbox {
         self.state()
             .made
             .clone()
-            .ok_or_else(|| conflict("there is no sandbox yet"))
+            .ok_or_else(|| Error::conflict("there is no sandbox yet"))
     }
 
     /// Whether there is a sandbox, or will be.
@@ -111,7 +109,7 @@ impl Sandbox {
         {
             let mut state = self.state();
             if state.making || state.made.is_some() {
-                return Err(conflict("the sandbox has been made already"));
+                return Err(Error::conflict("the sandbox has been made already"));
             }
             state.making = true;
         }
@@ -123,15 +121,15 @@ impl Sandbox {
     }
 
     fn make(&self, request: CreateRequest) -> Result<Made, Error> {
-        let setup = request
-            .vm
-            .ok_or_else(|| invalid("the shim is not told what to make the virtual machine of"))?;
+        let setup = request.vm.ok_or_else(|| {
+            Error::invalid("the shim is not told what to make the virtual machine of")
+        })?;
         let Rootfs::Block { lower, upper } = &request.rootfs else {
-            return Err(invalid(
+            return Err(Error::invalid(
                 "the root file system of a virtual machine comes in block images",
             ));
         };
-        let spec: Spec = parse("runtime spec", &request.spec)?;
+        let spec: Spec = parse_oci("runtime spec", &request.spec)?;
         let host_cpus = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
         let mut plan = plan::plan(&spec, &setup, host_cpus)?;
         let shares = shares::open(&mut plan)?;
@@ -143,7 +141,7 @@ impl Sandbox {
             .unwrap_or_else(|| PathBuf::from("/caisson").join(&request.id));
         let cgroup = Cgroup::new(&cgroups_path).map_err(jail_error)?;
         records::write_shim_record(&self.dir, &cgroups_path)
-            .map_err(|e| internal(&format!("cannot write to {}", self.dir.display()), e))?;
+            .map_err(|e| Error::failed(format!("cannot write to {}", self.dir.display()), e))?;
 
         let undo = Undo {
             dir: &self.dir,
@@ -227,7 +225,7 @@ impl Sandbox {
             }
             processes.all_ended(end.oom_killed, JOURNAL_PATIENCE);
         })
-        .map_err(|e| internal("cannot watch the virtual machine", e))?;
+        .map_err(|e| Error::failed("cannot watch the virtual machine", e))?;
         Ok((agent, ending))
     }
 
@@ -245,7 +243,7 @@ impl Sandbox {
             .and_then(|journal| {
                 let handle = journal
                     .handle()
-                    .map_err(|e| internal("the journal cannot be kept", e))?;
+                    .map_err(|e| Error::failed("the journal cannot be kept", e))?;
                 self.processes.add(&id, handle)?;
                 self.keep(&made, id.clone(), journal)
             });
@@ -279,7 +277,7 @@ impl Sandbox {
             processes.journal_ended(&id);
         })
         .map(drop)
-        .map_err(|e| internal("the journal cannot be kept", e))
+        .map_err(|e| Error::failed("the journal cannot be kept", e))
     }
 
     /// Lets a held process go on.
@@ -302,10 +300,10 @@ impl Sandbox {
         if self.processes.knows(&request.process) {
             Ok(Response::Pid(made.machine.pid))
         } else {
-            Err(Error::new(
-                ErrorKind::NotFound,
-                format!("no process {} in this sandbox", request.process),
-            ))
+            Err(Error::not_found(format!(
+                "no process {} in this sandbox",
+                request.process
+            )))
         }
     }
 
@@ -313,10 +311,10 @@ impl Sandbox {
     pub fn signal(&self, request: SignalRequest) -> Result<Response, Error> {
         let made = self.made()?;
         if self.processes.status(&request.process).is_some() {
-            return Err(Error::new(
-                ErrorKind::NotFound,
-                format!("process {} has ended", request.process),
-            ));
+            return Err(Error::not_found(format!(
+                "process {} has ended",
+                request.process
+            )));
         }
         made.agent.call(Request::Signal(request))
     }
@@ -344,12 +342,12 @@ impl Sandbox {
     /// Changes limits, each where it is kept.
     pub fn update(&self, request: UpdateRequest) -> Result<Response, Error> {
         let made = self.made()?;
-        let resources: LinuxResources = parse("resources", &request.resources)?;
+        let resources: LinuxResources = parse_oci("resources", &request.resources)?;
         let limit = resources.memory().as_ref().and_then(|m| m.limit());
         if let Some(bytes) = limit.and_then(|l| u64::try_from(l).ok())
             && bytes > made.machine.memory_bytes
         {
-            return Err(invalid(format!(
+            return Err(Error::invalid(format!(
                 "a running virtual machine keeps its memory of {} MiB: stop the container, then raise its limit",
                 made.machine.memory_bytes >> 20
             )));
@@ -413,7 +411,7 @@ impl Sandbox {
     /// Nobody wants what is being made, or nothing was. The machine dies with this process.
     fn abandon(&self) -> Result<Response, Error> {
         let record = records::read_shim_record(&self.dir)
-            .map_err(|e| internal("cannot read what has been made", e))?;
+            .map_err(|e| Error::failed("cannot read what has been made", e))?;
         if let Some(record) = record {
             let cgroup = Cgroup::new(&record.cgroups_path).map_err(jail_error)?;
             machine::release(&self.dir, &cgroup)?;
@@ -463,7 +461,8 @@ fn agent_lost(machine: &Machine, ending: &AtomicBool) {
 /// The files that the guest gets copies of.
 fn read_copies(copies: &[Copy]) -> Result<Vec<GuestFile>, Error> {
     let read = |copy: &Copy| -> Result<GuestFile, Error> {
-        let failed = |why: String| invalid(format!("cannot copy {}: {why}", copy.source.display()));
+        let failed =
+            |why: String| Error::invalid(format!("cannot copy {}: {why}", copy.source.display()));
         let file = fs::File::open(&copy.source).map_err(|e| failed(e.to_string()))?;
         let status = file.metadata().map_err(|e| failed(e.to_string()))?;
         if !status.is_file() {
@@ -493,42 +492,12 @@ fn entropy() -> Result<Vec<u8>, Error> {
     let mut bytes = vec![0; 64];
     fs::File::open("/dev/urandom")
         .and_then(|mut file| file.read_exact(&mut bytes))
-        .map_err(|e| internal("cannot read /dev/urandom", e))?;
+        .map_err(|e| Error::failed("cannot read /dev/urandom", e))?;
     Ok(bytes)
-}
-
-fn parse<T: serde::de::DeserializeOwned>(what: &str, json: &RawValue) -> Result<T, Error> {
-    serde_json::from_str(json.get())
-        .map_err(|e| invalid(format!("the OCI {what} is not valid: {e}")))
 }
 
 fn raw(what: &str, value: &impl serde::Serialize) -> Result<Box<RawValue>, Error> {
     serde_json::to_string(value)
         .and_then(RawValue::from_string)
-        .map_err(|e| internal(&format!("the OCI {what} cannot be written"), e))
-}
-
-/// Ids become file names (exit records).
-fn check_process_id(id: &str) -> Result<&str, Error> {
-    let plain = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.');
-    let fine = id.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric)
-        && id.len() <= 128
-        && id.bytes().all(plain);
-    if fine {
-        Ok(id)
-    } else {
-        Err(invalid(format!("{id:?} cannot be a process id")))
-    }
-}
-
-fn invalid(message: impl Into<String>) -> Error {
-    Error::new(ErrorKind::Invalid, message)
-}
-
-fn conflict(message: impl Into<String>) -> Error {
-    Error::new(ErrorKind::Conflict, message)
-}
-
-fn internal(what: &str, why: impl std::fmt::Display) -> Error {
-    Error::new(ErrorKind::Internal, format!("{what}: {why}"))
+        .map_err(|e| Error::failed(format!("the OCI {what} cannot be written"), e))
 }

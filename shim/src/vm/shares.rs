@@ -58,10 +58,10 @@ pub fn open(plan: &mut Plan) -> Result<Vec<Source>, Error> {
         let opened = rustix::fs::open(&share.source, flags, Mode::empty())
             .and_then(|path| rustix::fs::fstat(&path).map(|stat| (path, stat)));
         let (path, stat) = opened.map_err(|e| {
-            Error::new(
-                ErrorKind::Invalid,
-                format!("{name} cannot be mounted: {}", std::io::Error::from(e)),
-            )
+            Error::invalid(format!(
+                "{name} cannot be mounted: {}",
+                std::io::Error::from(e)
+            ))
         })?;
         let mounts = plan.guest.mounts_mut().as_mut();
         if FileType::from_raw_mode(stat.st_mode) != FileType::Directory
@@ -117,14 +117,13 @@ fn start_one(
         read_only,
         recursive,
     } = source;
-    let failed = |e: rustix::io::Errno| Error::new(ErrorKind::Internal, e.to_string());
     let (server, theirs) = rustix::net::socketpair(
         AddressFamily::UNIX,
         SocketType::SEQPACKET,
         SocketFlags::CLOEXEC,
         None,
     )
-    .map_err(failed)?;
+    .map_err(|e| Error::failed("cannot make a socket pair", e))?;
     let mut command = Command::new(program);
     command
         .args(["--socket", &theirs.as_raw_fd().to_string()])
@@ -194,5 +193,5 @@ fn collect(mut child: Child, name: String) -> Result<(), Error> {
         }
     })
     .map(drop)
-    .map_err(|e| Error::new(ErrorKind::Internal, format!("cannot watch a server: {e}")))
+    .map_err(|e| Error::failed("cannot watch a file server", e))
 }
