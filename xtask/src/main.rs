@@ -13,6 +13,7 @@ mod bench_vm;
 mod build;
 mod coverage;
 mod demo;
+mod fuzz;
 mod images;
 mod install;
 mod lab;
@@ -47,6 +48,8 @@ enum Task {
     Test(suite::Options),
     /// Check the rules of ARCHITECTURE.md and the conventions
     Tidy,
+    /// Feed what guests, images and peers send with whatever finds a way into it (needs cargo-fuzz)
+    Fuzz(fuzz::Options),
     /// Make the real images that the tests run: Debian, Python, Redis
     Images,
     /// Measure against crun, runc and dockerd on this machine
@@ -85,6 +88,7 @@ fn run() -> Result<()> {
         Task::Demo(options) => demo::run(&options),
         Task::Test(options) => suite::run(&options),
         Task::Tidy => tidy::run(),
+        Task::Fuzz(options) => fuzz::run_targets(&options),
         Task::Images => images::run().map(drop),
         Task::Bench(options) => bench::run(&options),
         Task::BenchVm(options) => bench_vm::run(&options),

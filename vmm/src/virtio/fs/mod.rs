@@ -45,7 +45,8 @@ impl Fs {
         Self::new(&spec.tag, UnixStream::from(OwnedFd::from(socket)))
     }
 
-    fn new(tag: &str, socket: UnixStream) -> Result<Self> {
+    /// A device whose server is at the other end of `socket`, which keeps messages apart.
+    pub fn new(tag: &str, socket: UnixStream) -> Result<Self> {
         let mut padded = [0; TAG_LEN];
         let named = !tag.is_empty() && !tag.contains('\0');
         match padded.get_mut(..tag.len()) {

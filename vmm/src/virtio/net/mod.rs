@@ -16,6 +16,7 @@ mod tap;
 mod tests;
 mod transmit;
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
@@ -96,6 +97,11 @@ impl Net {
     /// Opens the tap of a spec.
     pub fn open(spec: &vmm::Net) -> Result<Self> {
         Self::new(spec, Tap::open(&spec.tap)?)
+    }
+
+    /// The same, with a socket that keeps messages apart in the tap's place.
+    pub fn on_socket(spec: &vmm::Net, socket: OwnedFd) -> Result<Self> {
+        Self::new(spec, Tap::played_by(socket)?)
     }
 
     fn new(spec: &vmm::Net, tap: Tap) -> Result<Self> {

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 
 use caisson_protocol::vmm::Resource;
 
@@ -10,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::resource;
 use crate::virtio::slices::Slices;
 
-/// A tap device, or in tests a socket that keeps messages apart.
+/// A tap device, or for tests and fuzzing a socket that keeps messages apart.
 pub struct Tap {
     file: File,
     is_tap: bool,
@@ -38,11 +39,11 @@ impl Tap {
     }
 
     /// Plays a tap with a message socket.
-    #[cfg(test)]
-    pub fn played_by(file: File) -> Self {
-        crate::sys::set_nonblocking(&file).expect("a socket");
+    pub fn played_by(socket: OwnedFd) -> Result<Self> {
+        let file = File::from(socket);
+        crate::sys::set_nonblocking(&file).map_err(Error::io("a tap's socket"))?;
         let is_tap = false;
-        Tap { file, is_tap }
+        Ok(Tap { file, is_tap })
     }
 
     /// For epoll.

@@ -31,10 +31,9 @@ fn device(spec: &vmm::Net) -> (Net, File) {
     let kind = SocketType::SEQPACKET;
     let pair = socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None);
     let (here, there) = pair.expect("a socket pair");
-    let tap = Tap::played_by(File::from(there));
     let here = File::from(here);
     crate::sys::set_nonblocking(&here).expect("a socket");
-    (Net::new(spec, tap).expect("a device"), here)
+    (Net::on_socket(spec, there).expect("a device"), here)
 }
 
 fn frame(len: usize, seed: u8) -> Vec<u8> {
