@@ -506,9 +506,12 @@ fn perform(
         Ok(()) => Ok(Completion::Completed),
         Err(payload) => match payload.downcast::<Skip>() {
             Ok(skip) => Ok(skipped(&name, &skip.0)),
-            Err(_) => Err(Failed::from(
-                PANIC.take().unwrap_or_else(|| "panicked".into()),
-            )),
+            Err(_) => {
+                let message = PANIC.take().unwrap_or_else(|| "panicked".into());
+                // said again at the end, which a run that is cut off does not reach
+                eprintln!("{name}: {message}");
+                Err(Failed::from(message))
+            }
         },
     }
 }

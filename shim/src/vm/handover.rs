@@ -69,10 +69,11 @@ pub fn spec(parts: &Parts<'_>, plan: &Plan, inherited: &mut Inherited) -> Result
         }),
         console: Some(inherited.add(console.into())),
         console_limit_bytes: None,
+        // the runtime has asked KVM, once for all machines: it costs a machine of its own
         assist: if setup.emulated {
             AssistMode::On
         } else {
-            AssistMode::Auto
+            AssistMode::Off
         },
         restore: None,
         confinement: Some(confinement(id, dir)),

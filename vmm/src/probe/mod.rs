@@ -28,7 +28,7 @@ use crate::error::{Error, Result};
 use tiny::{CODE, DATA, KERNEL_CODE, Left, Tiny, USER_DATA};
 
 /// After this the host is taken for one that does not come back.
-const WATCHDOG: Duration = Duration::from_secs(2);
+const WATCHDOG: Duration = Duration::from_secs(10);
 /// `dec rcx; jnz`
 const LOOP: [u8; 5] = [0x48, 0xff, 0xc9, 0x75, 0xfb];
 /// Half a millisecond at the speed of an emulator.
