@@ -117,22 +117,12 @@ pub(crate) trait Context<T> {
     fn context(self, action: &'static str, path: impl Into<PathBuf>) -> Result<T>;
 }
 
-impl<T> Context<T> for rustix::io::Result<T> {
-    fn context(self, action: &'static str, path: impl Into<PathBuf>) -> Result<T> {
-        self.map_err(|errno| Error::Io {
-            action,
-            path: path.into(),
-            source: errno.into(),
-        })
-    }
-}
-
-impl<T> Context<T> for io::Result<T> {
+impl<T, E: Into<io::Error>> Context<T> for std::result::Result<T, E> {
     fn context(self, action: &'static str, path: impl Into<PathBuf>) -> Result<T> {
         self.map_err(|source| Error::Io {
             action,
             path: path.into(),
-            source,
+            source: source.into(),
         })
     }
 }

@@ -88,10 +88,12 @@ struct Directory {
 enum Seen {
     /// Nothing in lower layers of this name shows.
     Final,
-    /// A directory that lower layers add to.
-    Open { node: NodeId, layers: Vec<usize> },
-    /// A directory that is complete.
-    Closed { node: NodeId, layers: Vec<usize> },
+    /// A directory of these layers; lower ones add to it until it is closed.
+    Directory {
+        node: NodeId,
+        layers: Vec<usize>,
+        closed: bool,
+    },
 }
 
 impl Union {
@@ -114,19 +116,14 @@ impl Union {
                 };
                 match seen.entry(name) {
                     Entry::Occupied(mut known) => {
-                        let closed = opaque(known.key());
-                        let known = known.get_mut();
-                        if let Seen::Open { node, layers } = known {
+                        let opaque = opaque(known.key());
+                        if let Seen::Directory { layers, closed, .. } = known.get_mut()
+                            && !*closed
+                        {
                             if is_directory {
                                 layers.push(layer);
                             }
-                            if !is_directory || closed {
-                                let layers = std::mem::take(layers);
-                                *known = Seen::Closed {
-                                    node: *node,
-                                    layers,
-                                };
-                            }
+                            *closed = opaque || !is_directory;
                         }
                     }
                     Entry::Vacant(free) => {
@@ -145,18 +142,20 @@ impl Union {
                             &name,
                             &stat,
                         )?;
-                        let layers = vec![layer];
-                        free.insert(match (is_directory, closed) {
-                            (false, _) => Seen::Final,
-                            (true, false) => Seen::Open { node, layers },
-                            (true, true) => Seen::Closed { node, layers },
+                        free.insert(match is_directory {
+                            false => Seen::Final,
+                            true => Seen::Directory {
+                                node,
+                                layers: vec![layer],
+                                closed,
+                            },
                         });
                     }
                 }
             }
         }
         for (name, seen) in seen {
-            if let Seen::Open { node, layers } | Seen::Closed { node, layers } = seen {
+            if let Seen::Directory { node, layers, .. } = seen {
                 self.todo.push(Directory {
                     node,
                     path: directory.path.join(name),

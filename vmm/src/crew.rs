@@ -36,7 +36,8 @@ struct Member {
 impl Crew {
     /// A thread for each vCPU, paused. Each calls `entry` first.
     pub fn muster(vcpus: Vec<Vcpu>, entry: &Entry) -> Result<Self> {
-        register_signal_handler(SIGRTMIN(), on_kick).map_err(|e| Error::Stopped(e.to_string()))?;
+        register_signal_handler(SIGRTMIN(), on_kick)
+            .map_err(|e| Error::Internal(format!("a signal handler: {e}")))?;
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|e| Error::io("eventfd")(e.into()))?;
         let (sender, ended) = channel();
@@ -79,7 +80,7 @@ impl Crew {
         for _ in &members {
             entered
                 .recv()
-                .unwrap_or_else(|_| Err(Error::Stopped("a vCPU's thread died".into())))?;
+                .unwrap_or_else(|_| Err(Error::Internal("a vCPU's thread died".into())))?;
         }
         Ok(Crew {
             members,

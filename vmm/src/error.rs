@@ -48,6 +48,10 @@ pub enum Error {
     NotThisDevice,
     #[error("KVM stopped the guest: {0}")]
     Stopped(String),
+    #[error("the guest's driver has broken a queue: {0}")]
+    Queue(String),
+    #[error("{0}")]
+    Internal(String),
 }
 
 impl Error {

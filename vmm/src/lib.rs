@@ -127,7 +127,7 @@ pub fn main() -> ExitCode {
 
 fn print_probe(budget_ms: u64) -> Result<Option<VmEnd>> {
     let probe = probe::probe(Duration::from_millis(budget_ms));
-    let line = serde_json::to_string(&probe).map_err(|e| Error::Stopped(e.to_string()))?;
+    let line = serde_json::to_string(&probe).map_err(|e| Error::Internal(e.to_string()))?;
     println!("{line}");
     Ok(None)
 }
@@ -177,7 +177,7 @@ fn run(path: &Path, boot_timing: bool) -> Result<Option<VmEnd>> {
     };
     if spec.boot_timing {
         let stats = serde_json::to_string(&machine.stats());
-        eprintln!("{}", stats.map_err(|e| Error::Stopped(e.to_string()))?);
+        eprintln!("{}", stats.map_err(|e| Error::Internal(e.to_string()))?);
     }
     Ok(Some(end))
 }

@@ -83,7 +83,7 @@ fn start(entry: Option<Entry>) -> Result<Sender<Job>> {
         .map_err(Error::io("a device's thread"))?;
     is_ready
         .recv()
-        .unwrap_or_else(|_| Err(Error::Stopped("a device's thread died".into())))?;
+        .unwrap_or_else(|_| Err(Error::Internal("a device's thread died".into())))?;
     Ok(sender)
 }
 
@@ -157,7 +157,7 @@ impl<T: Send + 'static> Worker<T> {
             let mut pool = pool();
             let waiting = pool.waiting.pop();
             if waiting.is_none() && pool.sealed {
-                return Err(Error::Stopped(
+                return Err(Error::Internal(
                     "a device asks for more threads than it announced".into(),
                 ));
             }
@@ -166,7 +166,7 @@ impl<T: Send + 'static> Worker<T> {
         let thread = waiting.map_or_else(|| start(None), Ok)?;
         thread
             .send(job)
-            .map_err(|_| Error::Stopped("a device's thread died".into()))?;
+            .map_err(|_| Error::Internal("a device's thread died".into()))?;
         Ok(Worker {
             stop,
             state: receiver,
@@ -227,7 +227,7 @@ mod tests {
         let event = EventFd::new(libc::EFD_NONBLOCK).expect("eventfd");
         event.write(1).expect("eventfd");
         let worker = Worker::spawn("test", vec![event], 7, |_, _| {
-            Err(Error::Stopped("on purpose".into()))
+            Err(Error::Internal("on purpose".into()))
         })
         .expect("a worker");
         assert_eq!(worker.stop(), Some(7));

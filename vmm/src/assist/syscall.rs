@@ -183,5 +183,5 @@ fn write_msr(fd: &VcpuFd, index: u32, data: u64) -> Result<()> {
 }
 
 fn too_many<E>(_: E) -> Error {
-    Error::Stopped("one MSR does not fit into a list of MSRs".into())
+    Error::Internal("one MSR does not fit into a list of MSRs".into())
 }

@@ -197,20 +197,13 @@ fn valid_header(header: &[u8], xcr0: u64) -> bool {
     }
 }
 
-/// XRSTOR.
-pub fn restore(cpu: &mut Cpu, instruction: &Instruction, layout: &Layout) -> Result<(), Exception> {
-    let from = cpu.address(instruction);
-    if from & 63 != 0 {
-        return Err(GENERAL_PROTECTION);
-    }
-    let (mut state, mask, xcr0) = begin(cpu)?;
-    let mut image = vec![0; EXTENDED];
-    cpu.read(from, &mut image)?;
-    let (given, compaction) = (u64_at(&image, HEADER), u64_at(&image, HEADER + 8));
-    let compacted = compaction & COMPACTED != 0;
-    if !valid_header(&image[HEADER..], xcr0) {
-        return Err(GENERAL_PROTECTION);
-    }
+/// The components that have their places in every format: x87, MXCSR, SSE. Of those in the mask the image has the given.
+fn restore_legacy(
+    state: &mut [u8],
+    image: &[u8],
+    (mask, given): (u64, u64),
+    compacted: bool,
+) -> Result<(), Exception> {
     if has(mask, X87) {
         if has(given, X87) {
             state[..MXCSR].copy_from_slice(&image[..MXCSR]);
@@ -227,7 +220,7 @@ pub fn restore(cpu: &mut Cpu, instruction: &Instruction, layout: &Layout) -> Res
         has(mask, SSE) || has(mask, AVX)
     };
     if loads_mxcsr {
-        if mxcsr(&image) & 0xffff_0000 != 0 {
+        if mxcsr(image) & 0xffff_0000 != 0 {
             return Err(GENERAL_PROTECTION);
         }
         state[MXCSR..MXCSR + 4].copy_from_slice(&image[MXCSR..MXCSR + 4]);
@@ -241,6 +234,24 @@ pub fn restore(cpu: &mut Cpu, instruction: &Instruction, layout: &Layout) -> Res
             state[160..416].fill(0);
         }
     }
+    Ok(())
+}
+
+/// XRSTOR.
+pub fn restore(cpu: &mut Cpu, instruction: &Instruction, layout: &Layout) -> Result<(), Exception> {
+    let from = cpu.address(instruction);
+    if from & 63 != 0 {
+        return Err(GENERAL_PROTECTION);
+    }
+    let (mut state, mask, xcr0) = begin(cpu)?;
+    let mut image = vec![0; EXTENDED];
+    cpu.read(from, &mut image)?;
+    let (given, compaction) = (u64_at(&image, HEADER), u64_at(&image, HEADER + 8));
+    let compacted = compaction & COMPACTED != 0;
+    if !valid_header(&image[HEADER..], xcr0) {
+        return Err(GENERAL_PROTECTION);
+    }
+    restore_legacy(&mut state, &image, (mask, given), compacted)?;
     let places: Vec<_> = if compacted {
         layout.compacted(compaction).collect()
     } else {

@@ -2,7 +2,7 @@
 
 use kvm_bindings::{kvm_fpu, kvm_regs, kvm_segment};
 use kvm_ioctls::VcpuFd;
-use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 use super::{BOOT_PARAMS, BOOT_STACK, GDT, PAGE_TABLES};
 use crate::error::{Error, Result};
@@ -15,44 +15,21 @@ const CR4_PAE: u64 = 0x20;
 const EFER_LME_LMA: u64 = 0x500;
 const PAGE: u64 = 0x1000;
 
+/// Null, unused, code, data, task.
+const DESCRIPTORS: [u64; 5] = [
+    0,
+    0,
+    0x00af_9b00_0000_ffff,
+    0x00cf_9300_0000_ffff,
+    0x008f_8b00_0000_ffff,
+];
+
 /// Sets the boot vCPU up to run `entry`.
 pub fn boot_registers(vcpu: &VcpuFd, memory: &GuestMemoryMmap, entry: GuestAddress) -> Result<()> {
-    let fault = |e: vm_memory::GuestMemoryError| Error::Kernel(e.to_string());
-    let gdt: [u64; 5] = [
-        0,
-        0,
-        0x00af_9b00_0000_ffff,
-        0x00cf_9300_0000_ffff,
-        0x008f_8b00_0000_ffff,
-    ];
-    for (i, descriptor) in gdt.iter().enumerate() {
-        memory
-            .write_obj(*descriptor, GDT.unchecked_add(i as u64 * 8))
-            .map_err(fault)?;
-    }
-    // one PML4, one PDPT, four page directories of 2 MiB pages: 4 GiB, identity
-    let (pml4, pdpt, directories) = (
-        PAGE_TABLES,
-        PAGE_TABLES.unchecked_add(PAGE),
-        PAGE_TABLES.unchecked_add(2 * PAGE),
-    );
-    memory.write_obj(pdpt.0 | 3, pml4).map_err(fault)?;
-    for gib in 0..4 {
-        let directory = directories.unchecked_add(gib * PAGE);
-        memory
-            .write_obj(directory.0 | 3, pdpt.unchecked_add(gib * 8))
-            .map_err(fault)?;
-        for page in 0..512 {
-            let entry = (gib << 30) | (page << 21) | 0x83;
-            memory
-                .write_obj(entry, directory.unchecked_add(page * 8))
-                .map_err(fault)?;
-        }
-    }
-
+    write_tables(memory).map_err(|e| Error::Kernel(e.to_string()))?;
     let mut sregs = vcpu.get_sregs().map_err(Error::kvm("KVM_GET_SREGS"))?;
     sregs.gdt.base = GDT.0;
-    sregs.gdt.limit = (gdt.len() * 8 - 1) as u16;
+    sregs.gdt.limit = (DESCRIPTORS.len() * 8 - 1) as u16;
     sregs.idt.base = 0;
     sregs.idt.limit = 0;
     sregs.cs = segment(CODE, 11, 1, 0);
@@ -84,6 +61,28 @@ pub fn boot_registers(vcpu: &VcpuFd, memory: &GuestMemoryMmap, entry: GuestAddre
         ..kvm_fpu::default()
     };
     vcpu.set_fpu(&fpu).map_err(Error::kvm("KVM_SET_FPU"))
+}
+
+fn write_tables(memory: &GuestMemoryMmap) -> Result<(), GuestMemoryError> {
+    for (i, descriptor) in DESCRIPTORS.iter().enumerate() {
+        memory.write_obj(*descriptor, GDT.unchecked_add(i as u64 * 8))?;
+    }
+    // one PML4, one PDPT, four page directories of 2 MiB pages: 4 GiB, identity
+    let (pml4, pdpt, directories) = (
+        PAGE_TABLES,
+        PAGE_TABLES.unchecked_add(PAGE),
+        PAGE_TABLES.unchecked_add(2 * PAGE),
+    );
+    memory.write_obj(pdpt.0 | 3, pml4)?;
+    for gib in 0..4 {
+        let directory = directories.unchecked_add(gib * PAGE);
+        memory.write_obj(directory.0 | 3, pdpt.unchecked_add(gib * 8))?;
+        for page in 0..512 {
+            let entry = (gib << 30) | (page << 21) | 0x83;
+            memory.write_obj(entry, directory.unchecked_add(page * 8))?;
+        }
+    }
+    Ok(())
 }
 
 fn segment(selector: u16, type_: u8, l: u8, db: u8) -> kvm_segment {

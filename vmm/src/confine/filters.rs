@@ -30,7 +30,7 @@ pub fn install(role: Role) -> Result<()> {
 }
 
 fn refused(error: &dyn std::fmt::Display) -> Error {
-    Error::Stopped(format!("the system call filter: {error}"))
+    Error::Internal(format!("the system call filter: {error}"))
 }
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
@@ -144,8 +144,6 @@ const DEVICE_REQUESTS: [u64; 3] = [
     0x5421,      // FIONBIO: a connection that was accepted
     0x4004_54d0, // TUNSETOFFLOAD: what the driver of a network device negotiated
 ];
-/// FIONBIO: a connection that the socket device has accepted.
-const NOT_BLOCKING: u64 = 0x5421;
 /// Reading a machine's state.
 const MACHINE_REQUESTS: &[u64] = &[
     0xc208_ae62, // GET_IRQCHIP
@@ -195,15 +193,13 @@ fn rules(role: Role) -> Result<Rules, seccompiler::BackendError> {
     for (call, flags) in [(libc::SYS_newfstatat, 3), (libc::SYS_statx, 2)] {
         rules.insert(call, vec![masked(flags, empty_path, empty_path)?]);
     }
-    let requests: Vec<u64> = match role {
-        Role::Control => MACHINE_REQUESTS.to_vec(),
-        Role::Vcpu => VCPU_REQUESTS.to_vec(),
-        Role::Device => vec![NOT_BLOCKING],
+    let requests = match role {
+        Role::Control => MACHINE_REQUESTS,
+        Role::Vcpu => VCPU_REQUESTS,
+        Role::Device => &[],
     };
-    rules.insert(
-        libc::SYS_ioctl,
-        any(1, requests.into_iter().chain(DEVICE_REQUESTS))?,
-    );
+    let requests = requests.iter().copied().chain(DEVICE_REQUESTS);
+    rules.insert(libc::SYS_ioctl, any(1, requests)?);
     Ok(rules)
 }
 

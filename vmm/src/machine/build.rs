@@ -21,7 +21,7 @@ use crate::ports::Ports;
 use crate::serial::{Console, Line};
 use crate::snapshot::{self, Pagemap, unfit};
 use crate::vcpu::{Exits, Shared, Vcpu};
-use crate::virtio::{self, Device, Interrupt, MMIO_LEN, QUEUE_NOTIFY, Transport};
+use crate::virtio::{self, Device, Interrupt, MMIO_LEN, QUEUE_NOTIFY, Transport, TransportState};
 use crate::{cpuid, memory, sys};
 
 /// KVM keeps three pages of its own here; below the APICs, in the gap for devices.
@@ -117,16 +117,7 @@ impl Machine {
                 (Begin::Boot(entry), Console::new(line, out))
             }
             Origin::Snapshot { state, .. } => {
-                if state.devices.len() != places.len() {
-                    return Err(unfit(format!(
-                        "it has {} devices, the spec {}",
-                        state.devices.len(),
-                        places.len()
-                    )));
-                }
-                for (place, saved) in places.iter().zip(state.devices) {
-                    place.transport.restore(saved)?;
-                }
+                restore_devices(&places, state.devices)?;
                 state.chips.restore(&vm)?;
                 let serial = Console::restored(line, out, &state.serial)?;
                 (Begin::Restore(state.vcpus), serial)
@@ -144,18 +135,7 @@ impl Machine {
                 .to_vec(),
             exits: Exits::default(),
         });
-        let supported: CpuId = kvm
-            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-            .map_err(Error::kvm("KVM_GET_SUPPORTED_CPUID"))?;
-        let assisted = shared.assist.is_some();
-        let mut vcpus = Vec::new();
-        for id in 0..plan.vcpus {
-            let fd = vm
-                .create_vcpu(u64::from(id))
-                .map_err(Error::kvm("KVM_CREATE_VCPU"))?;
-            let shown = cpuid::for_vcpu(supported.clone(), id, plan.vcpus, assisted);
-            vcpus.push(begin_vcpu(fd, id, &shown, &begin, &shared)?);
-        }
+        let vcpus = make_vcpus(&kvm, &vm, plan.vcpus, &begin, &shared)?;
         let transports: Vec<_> = places.into_iter().map(|p| p.transport).collect();
         Ok(Machine {
             state: State::Built(vcpus),
@@ -181,6 +161,41 @@ fn create_chips(vm: &VmFd) -> Result<()> {
         ..Default::default()
     };
     vm.create_pit2(pit).map_err(Error::kvm("KVM_CREATE_PIT2"))
+}
+
+fn restore_devices(places: &[Place], saved: Vec<TransportState>) -> Result<()> {
+    if saved.len() != places.len() {
+        return Err(unfit(format!(
+            "it has {} devices, the spec {}",
+            saved.len(),
+            places.len()
+        )));
+    }
+    for (place, saved) in places.iter().zip(saved) {
+        place.transport.restore(saved)?;
+    }
+    Ok(())
+}
+
+fn make_vcpus(
+    kvm: &Kvm,
+    vm: &VmFd,
+    count: u8,
+    begin: &Begin,
+    shared: &Arc<Shared>,
+) -> Result<Vec<Vcpu>> {
+    let supported = kvm
+        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .map_err(Error::kvm("KVM_GET_SUPPORTED_CPUID"))?;
+    let assisted = shared.assist.is_some();
+    let make = |id: u8| {
+        let fd = vm
+            .create_vcpu(u64::from(id))
+            .map_err(Error::kvm("KVM_CREATE_VCPU"))?;
+        let shown = cpuid::for_vcpu(supported.clone(), id, count, assisted);
+        begin_vcpu(fd, id, &shown, begin, shared)
+    };
+    (0..count).map(make).collect()
 }
 
 fn begin_vcpu(

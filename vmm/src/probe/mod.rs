@@ -159,7 +159,7 @@ fn speed(machine: &mut Tiny) -> Result<u64> {
         let began = Instant::now();
         match machine.go()? {
             Left::Halted => Ok(began.elapsed()),
-            other => Err(Error::Stopped(format!(
+            other => Err(Error::Internal(format!(
                 "a loop left the machine: {other:?}"
             ))),
         }
@@ -180,7 +180,7 @@ fn syscall_enters_the_kernel(machine: &mut Tiny) -> Result<bool> {
     };
     let star = u64::from(KERNEL_CODE) << 32 | u64::from(USER_DATA - 8) << 48;
     let msrs = Msrs::from_entries(&[entry(MSR_STAR, star), entry(MSR_LSTAR, CODE)])
-        .map_err(|_| Error::Stopped("two MSRs do not fit into a list of MSRs".into()))?;
+        .map_err(|_| Error::Internal("two MSRs do not fit into a list of MSRs".into()))?;
     machine
         .fd
         .set_msrs(&msrs)

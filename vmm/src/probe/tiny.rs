@@ -188,7 +188,7 @@ impl Tiny {
                 Ok(_) => break Left::Other,
                 Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => {
                     if self.stop.load(Ordering::Acquire) {
-                        return Err(Error::Stopped("the watchdog ended it".into()));
+                        return Err(Error::Internal("the watchdog ended it".into()));
                     }
                 }
                 Err(e) => return Err(Error::kvm("KVM_RUN")(e)),
@@ -237,7 +237,7 @@ impl Tiny {
 }
 
 fn outside(e: vm_memory::GuestMemoryError) -> Error {
-    Error::Stopped(format!("the throw-away machine's memory: {e}"))
+    Error::Internal(format!("the throw-away machine's memory: {e}"))
 }
 
 fn has_error_code(vector: u8) -> bool {

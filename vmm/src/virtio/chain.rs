@@ -155,7 +155,7 @@ pub fn turn(
 
 /// What a queue's error says.
 pub fn broken(error: virtio_queue::Error) -> Error {
-    Error::Stopped(format!("a queue of the guest: {error}"))
+    Error::Queue(error.to_string())
 }
 
 impl Buffers {
@@ -200,7 +200,7 @@ impl Buffers {
         let mut slices = Vec::with_capacity(self.ranges.len());
         for range in &self.ranges {
             for slice in memory.get_slices(range.address, range.len as usize) {
-                slices.push(slice.map_err(|e| Error::Stopped(e.to_string()))?);
+                slices.push(slice.map_err(|e| Error::Queue(e.to_string()))?);
             }
         }
         Ok(slices)

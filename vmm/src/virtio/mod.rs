@@ -58,15 +58,17 @@ pub trait Device: Send {
     /// Device type (virtio 1.2, section 5).
     fn kind(&self) -> u32;
     /// The feature bits it offers, beside VERSION_1.
-    fn features(&self) -> u64;
+    fn features(&self) -> u64 {
+        F_EVENT_IDX
+    }
     /// The largest size of each of its queues, a power of two.
     fn queue_sizes(&self) -> &[u16];
     /// The threads that it has while it is active: the [`Worker`](crate::worker::Worker)s that `activate` spawns.
     fn workers(&self) -> usize {
         1
     }
-    /// The guest reads the configuration space; bytes beyond its end read as zero.
-    fn read_config(&self, offset: u64, data: &mut [u8]);
+    /// The guest reads the configuration space; bytes beyond its end read as zero, which they are.
+    fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
     /// The guest writes it.
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
     /// Begin to work: the driver is ready, or the machine resumes. Requests may be waiting in the queues without a kick.

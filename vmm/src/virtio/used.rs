@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 const NO_INTERRUPT: u16 = 1;
 
 fn outside<E>(_: E) -> Error {
-    Error::Stopped("a queue of the guest is outside of its memory".into())
+    Error::Queue("it is outside of the guest's memory".into())
 }
 
 /// Gives chains back: their heads, and how much was written into each.

@@ -118,9 +118,9 @@ impl Device for Balloon {
         let pages = |name: &str| {
             let pages = state.get(name).and_then(Value::as_u64);
             let pages = pages.and_then(|p| u32::try_from(p).ok());
-            pages
-                .filter(|p| *p <= self.memory_pages)
-                .ok_or_else(|| Error::Stopped(format!("the balloon's {name} in the snapshot")))
+            pages.filter(|p| *p <= self.memory_pages).ok_or_else(|| {
+                Error::Snapshot(format!("it lacks the balloon's {name}, or has too many"))
+            })
         };
         let (target, actual) = (pages("target_pages")?, pages("actual_pages")?);
         self.target_pages = target;
@@ -135,7 +135,7 @@ impl Device for Balloon {
         let pages = u32::try_from(bytes / PAGE).unwrap_or(u32::MAX);
         if pages > self.memory_pages {
             let have = u64::from(self.memory_pages) * PAGE;
-            return Err(Error::Stopped(format!(
+            return Err(Error::Refused(format!(
                 "a balloon of {bytes} bytes: the guest has {have} bytes of memory"
             )));
         }

@@ -125,7 +125,7 @@ impl Block {
             false => Access::ReadWrite,
         };
         let file = resource::open("the disk", &spec.file, access)?;
-        let refuse = |what: String| Err(Error::Stopped(format!("disk {:?}: {what}", spec.serial)));
+        let refuse = |what: String| Err(Error::Spec(format!("disk {:?}: {what}", spec.serial)));
         let mut serial = [0; SERIAL_LEN];
         let Some(start) = serial.get_mut(..spec.serial.len()) else {
             return refuse(format!("a serial number has at most {SERIAL_LEN} bytes"));
@@ -261,11 +261,11 @@ impl Device for Block {
         let sectors = self.shared.disk().sectors();
         match state["sectors"].as_u64() {
             Some(saved) if saved == sectors => Ok(()),
-            Some(saved) => Err(Error::Stopped(format!(
-                "a disk of the snapshot has {saved} sectors, the file that was given has {sectors}"
+            Some(saved) => Err(Error::Snapshot(format!(
+                "a disk of it has {saved} sectors, the file that was given has {sectors}"
             ))),
-            None => Err(Error::Stopped(
-                "the snapshot does not say how large its disks are".into(),
+            None => Err(Error::Snapshot(
+                "it does not say how large its disks are".into(),
             )),
         }
     }

@@ -52,7 +52,7 @@ impl Fs {
         match padded.get_mut(..tag.len()) {
             Some(start) if named => start.copy_from_slice(tag.as_bytes()),
             _ => {
-                return Err(Error::Stopped(format!(
+                return Err(Error::Spec(format!(
                     "the share {tag:?}: a tag has 1 to {TAG_LEN} bytes"
                 )));
             }
@@ -87,7 +87,7 @@ impl Device for Fs {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<()> {
-        let dead = || Error::Stopped("a share's connection is lost".into());
+        let dead = || Error::Internal("a share's connection is lost".into());
         let relay = Relay {
             activation,
             server: self.server.take().ok_or_else(dead)?,
@@ -103,8 +103,8 @@ impl Device for Fs {
     }
 
     fn restore(&mut self, _state: Value) -> Result<()> {
-        Err(Error::Stopped(
-            "a machine with shared directories cannot go on from a snapshot: its server has forgotten what was open".into(),
+        Err(Error::Snapshot(
+            "a machine with shared directories cannot go on from one: their servers have forgotten what was open".into(),
         ))
     }
 }

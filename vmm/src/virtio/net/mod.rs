@@ -178,7 +178,7 @@ impl Device for Net {
 
     fn activate(&mut self, activation: Activation) -> Result<()> {
         let Some(host) = self.host.take() else {
-            return Err(Error::Stopped("a network device's thread died".into()));
+            return Err(Error::Internal("a network device's thread died".into()));
         };
         let work = Work { host, activation };
         self.worker = Some(Worker::spawn_loop("net", work, Work::run)?);

@@ -13,10 +13,10 @@ use super::receive::Receiver;
 use super::tap::Tap;
 use super::{Counters, transmit};
 use crate::error::{Error, Result};
+use crate::virtio::Activation;
 use crate::virtio::chain;
 use crate::virtio::rate::RateLimiter;
 use crate::virtio::used;
-use crate::virtio::{Activation, Interrupt};
 
 /// Frames in one direction before the other gets its turn.
 pub const TURN: usize = 64;
@@ -77,6 +77,40 @@ impl Host {
     }
 }
 
+/// What has happened, besides kicks.
+#[derive(Default)]
+struct Woken {
+    stopped: bool,
+    /// The tap may have a frame.
+    readable: bool,
+    /// It may have room for one.
+    writable: bool,
+}
+
+impl Host {
+    fn wait(&self, kicks: &[EventFd], timeout_ms: i32) -> Result<Woken> {
+        let mut events = [EpollEvent::default(); 4];
+        let count = match self.epoll.wait(timeout_ms, &mut events) {
+            Ok(count) => count,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => 0,
+            Err(e) => return Err(Error::io("a network device's epoll")(e)),
+        };
+        let mut woken = Woken::default();
+        for event in &events[..count] {
+            match event.data() {
+                STOP => woken.stopped = true,
+                TAP => {
+                    woken.readable |= event.event_set() != EventSet::OUT;
+                    woken.writable |= event.event_set() != EventSet::IN;
+                }
+                token @ ..STOP => drop(kicks[token as usize].read()),
+                _ => {}
+            }
+        }
+        Ok(woken)
+    }
+}
+
 impl Work {
     /// Serves until `stop` is signalled.
     pub fn run(&mut self, stop: &EventFd) -> Result<()> {
@@ -99,23 +133,19 @@ impl Work {
             features,
         } = activation;
         let [rx, tx] = &mut queues[..] else {
-            return Err(Error::Stopped("a network device without its queues".into()));
+            return Err(Error::Queue("a network device has two".into()));
         };
         if !rx.ready() || !tx.ready() {
-            return Err(Error::Stopped("a driver left a queue out".into()));
+            return Err(Error::Queue("it is not set up".into()));
         }
         let offload = host.tap.set_offload(*features);
         offload.map_err(Error::io("TUNSETOFFLOAD"))?;
         let mut receiver = Receiver::new(memory, *features, host.mtu);
         let mut writable = true;
         let served = loop {
-            let mut told = Told {
-                interrupt,
-                wanted: false,
-            };
             let before = rx.next_used();
             let received = receiver.turn(rx, &host.tap, &mut host.receive_rate, &host.counters);
-            told.wanted |= used::wants_interrupt(rx, memory, before)?;
+            let received_any = used::wants_interrupt(rx, memory, before)?;
             let transmitted = transmit::turn(
                 tx,
                 memory,
@@ -124,32 +154,21 @@ impl Work {
                 &mut host.transmit_rate,
                 &host.counters,
             );
-            told.wanted |= tx.needs_notification(memory).map_err(chain::broken)?;
-            told.tell()?;
+            // one interrupt for both directions
+            if tx.needs_notification(memory).map_err(chain::broken)? || received_any {
+                interrupt.used()?;
+            }
             let (received, transmitted) = match (received, transmitted) {
                 (Ok(received), Ok(transmitted)) => (received, transmitted),
                 (Err(error), _) | (_, Err(error)) => break Err(error),
             };
-            let mut events = [EpollEvent::default(); 4];
-            let timeout_ms = timeout_ms(received, transmitted);
-            let count = match host.epoll.wait(timeout_ms, &mut events) {
-                Ok(count) => count,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => 0,
-                Err(e) => break Err(Error::io("a network device's epoll")(e)),
+            let woken = match host.wait(kicks, timeout_ms(received, transmitted)) {
+                Ok(woken) => woken,
+                Err(error) => break Err(error),
             };
-            let mut stopped = false;
-            for event in &events[..count] {
-                match event.data() {
-                    STOP => stopped = true,
-                    TAP => {
-                        receiver.readable |= event.event_set() != EventSet::OUT;
-                        writable |= event.event_set() != EventSet::IN;
-                    }
-                    token @ (0 | 1) => drop(kicks[token as usize].read()),
-                    _ => {}
-                }
-            }
-            if stopped {
+            receiver.readable |= woken.readable;
+            writable |= woken.writable;
+            if woken.stopped {
                 break Ok(());
             }
         };
@@ -159,21 +178,6 @@ impl Work {
             interrupt.used()?;
         }
         served
-    }
-}
-
-/// One interrupt for both directions.
-struct Told<'a> {
-    interrupt: &'a Interrupt,
-    wanted: bool,
-}
-
-impl Told<'_> {
-    fn tell(self) -> Result<()> {
-        match self.wanted {
-            true => self.interrupt.used(),
-            false => Ok(()),
-        }
     }
 }
 

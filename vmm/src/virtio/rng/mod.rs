@@ -45,15 +45,9 @@ impl Device for Rng {
         KIND
     }
 
-    fn features(&self) -> u64 {
-        super::F_EVENT_IDX
-    }
-
     fn queue_sizes(&self) -> &[u16] {
         &QUEUE_SIZES
     }
-
-    fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
 
     fn activate(&mut self, activation: Activation) -> Result<()> {
         let kicks = activation.kick_all()?;

@@ -63,7 +63,7 @@ impl Vsock {
     pub fn new(guest_cid: u32, listener: UnixListener) -> Result<Self> {
         if guest_cid < 3 {
             let reason = format!("context id {guest_cid}: a guest's are 3 and above");
-            return Err(Error::Stopped(reason));
+            return Err(Error::Spec(reason));
         }
         let counters = Arc::<Counters>::default();
         let muxer = Muxer::new(guest_cid, listener, counters.clone())
@@ -83,10 +83,6 @@ impl Device for Vsock {
         KIND
     }
 
-    fn features(&self) -> u64 {
-        super::F_EVENT_IDX
-    }
-
     fn queue_sizes(&self) -> &[u16] {
         &QUEUE_SIZES
     }
@@ -97,7 +93,7 @@ impl Device for Vsock {
 
     fn activate(&mut self, activation: Activation) -> Result<()> {
         let Some(mut muxer) = self.muxer.take() else {
-            return Err(Error::Stopped("the vsock device's thread died".into()));
+            return Err(Error::Internal("the vsock device's thread died".into()));
         };
         muxer.resume(Instant::now());
         let work = Work {
