@@ -1,5 +1,6 @@
 //! Chunks: what a connection carries once it has become a stream. Layout in the crate's documentation.
 
+use crate::fed::Fed;
 use crate::{MAX_CHUNK_BYTES, ProtocolError};
 
 /// Bytes before a chunk's content.
@@ -71,39 +72,35 @@ pub struct Chunk {
 /// Cuts a byte stream into chunks.
 #[derive(Debug, Default)]
 pub struct ChunkDecoder {
-    buffer: Vec<u8>,
+    fed: Fed,
 }
 
 impl ChunkDecoder {
     /// Begins with bytes that arrived together with the last frame.
     pub fn with_rest(rest: Vec<u8>) -> Self {
-        ChunkDecoder { buffer: rest }
+        ChunkDecoder {
+            fed: Fed::from(rest),
+        }
     }
 
     /// Adds bytes as they arrived.
     pub fn feed(&mut self, bytes: &[u8]) {
-        self.buffer.extend_from_slice(bytes);
+        self.fed.feed(bytes);
     }
 
     /// The next complete chunk, `None` when more bytes are needed.
     pub fn next_chunk(&mut self) -> Result<Option<Chunk>, ProtocolError> {
-        let Some(header) = self.buffer.first_chunk::<CHUNK_HEADER_BYTES>() else {
+        let Some(header) = self.fed.first() else {
             return Ok(None);
         };
-        let (stream, length) = parse_chunk_header(*header)?;
-        let end = CHUNK_HEADER_BYTES + length;
-        if self.buffer.len() < end {
-            return Ok(None);
-        }
-        let rest = self.buffer.split_off(end);
-        let mut bytes = std::mem::replace(&mut self.buffer, rest);
-        bytes.drain(..CHUNK_HEADER_BYTES);
-        Ok(Some(Chunk { stream, bytes }))
+        let (stream, length) = parse_chunk_header(header)?;
+        let bytes = self.fed.take(CHUNK_HEADER_BYTES, length);
+        Ok(bytes.map(|bytes| Chunk { stream, bytes }))
     }
 
     /// Bytes held.
     pub fn buffered_bytes(&self) -> usize {
-        self.buffer.len()
+        self.fed.len()
     }
 }
 
@@ -157,6 +154,25 @@ mod tests {
     }
 
     #[test]
+    fn many_small_chunks_hold_on_to_no_more_than_their_bytes() {
+        let one = Chunk {
+            stream: Stream::Stdin,
+            bytes: vec![7],
+        };
+        let fed = encoded(&one).repeat(20_000);
+        let mut decoder = ChunkDecoder::default();
+        decoder.feed(&fed);
+        let mut chunks = Vec::new();
+        while let Some(chunk) = decoder.next_chunk().expect("well-formed") {
+            chunks.push(chunk);
+        }
+        assert_eq!(chunks.len(), 20_000);
+        let held: usize = chunks.iter().map(|c| c.bytes.capacity()).sum();
+        assert!(held <= fed.len(), "{held} bytes for {}", fed.len());
+        assert_eq!(decoder.fed.capacity(), 0);
+    }
+
+    #[test]
     fn unknown_streams_and_lengths_beyond_the_cap_are_refused() {
         assert!(matches!(
             parse_chunk_header([4, 0, 0, 0, 0]),
@@ -183,7 +199,7 @@ mod tests {
                         Err(_) => break 'outer,
                     }
                 }
-                prop_assert!(decoder.buffer.capacity() <= 4 * fed + 64);
+                prop_assert!(decoder.fed.capacity() <= 4 * fed + 64);
             }
         }
     }

@@ -3,6 +3,7 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::fed::Fed;
 use crate::{MAX_MESSAGE_BYTES, ProtocolError};
 
 /// Bytes before a frame's content.
@@ -37,43 +38,37 @@ pub fn decode<T: DeserializeOwned>(content: &[u8]) -> Result<T, ProtocolError> {
 /// Cuts a byte stream into frames. Holds at most one frame beyond what was fed last.
 #[derive(Debug, Default)]
 pub struct FrameDecoder {
-    buffer: Vec<u8>,
+    fed: Fed,
 }
 
 impl FrameDecoder {
     /// Adds bytes as they arrived.
     pub fn feed(&mut self, bytes: &[u8]) {
-        self.buffer.extend_from_slice(bytes);
+        self.fed.feed(bytes);
     }
 
     /// The next complete frame's content, `None` when more bytes are needed.
     pub fn next_frame(&mut self) -> Result<Option<Vec<u8>>, ProtocolError> {
-        let Some(header) = self.buffer.first_chunk::<FRAME_HEADER_BYTES>() else {
+        let Some(header) = self.fed.first() else {
             return Ok(None);
         };
-        let end = FRAME_HEADER_BYTES + parse_frame_header(*header)?;
-        if self.buffer.len() < end {
-            return Ok(None);
-        }
-        let rest = self.buffer.split_off(end);
-        let mut frame = std::mem::replace(&mut self.buffer, rest);
-        frame.drain(..FRAME_HEADER_BYTES);
-        Ok(Some(frame))
+        let length = parse_frame_header(header)?;
+        Ok(self.fed.take(FRAME_HEADER_BYTES, length))
     }
 
     /// What has been fed and not been taken: the beginning of whatever follows the frames.
-    pub fn into_rest(self) -> Vec<u8> {
-        self.buffer
+    pub fn into_rest(mut self) -> Vec<u8> {
+        self.fed.take_all()
     }
 
     /// Takes what has been fed and not been taken, leaving the decoder empty.
     pub fn take_rest(&mut self) -> Vec<u8> {
-        std::mem::take(&mut self.buffer)
+        self.fed.take_all()
     }
 
     /// Bytes held.
     pub fn buffered_bytes(&self) -> usize {
-        self.buffer.len()
+        self.fed.len()
     }
 }
 
@@ -148,7 +143,7 @@ mod tests {
                         Err(_) => break 'outer,
                     }
                 }
-                prop_assert!(decoder.buffer.capacity() <= 4 * fed + 64);
+                prop_assert!(decoder.fed.capacity() <= 4 * fed + 64);
             }
         }
     }

@@ -57,6 +57,7 @@
 
 mod chunk;
 mod data;
+mod fed;
 mod frame;
 mod guest;
 pub mod layout;
