@@ -128,7 +128,7 @@ impl Supervisor {
             attached.stdin_ended = true;
             self.client_input_ended(&id);
         } else if let Some(process) = process {
-            process.input.push(chunk.bytes);
+            process.input.push(&chunk.bytes);
         }
         Ok(true)
     }

@@ -13,8 +13,7 @@ use crate::poller::{Token, Watched};
 /// The writing end of a process' standard input with its queue; closed for good when `pipe` is gone.
 pub(crate) struct Input {
     pipe: Option<Watched>,
-    queue: VecDeque<(Vec<u8>, usize)>,
-    queued_bytes: usize,
+    queue: VecDeque<u8>,
     close_when_empty: bool,
 }
 
@@ -24,7 +23,6 @@ impl Input {
         Input {
             pipe: None,
             queue: VecDeque::new(),
-            queued_bytes: 0,
             close_when_empty: false,
         }
     }
@@ -42,14 +40,13 @@ impl Input {
 
     /// Whether clients may go on sending.
     pub(crate) fn has_room(&self) -> bool {
-        self.queued_bytes < STALL_BYTES
+        self.queue.len() < STALL_BYTES
     }
 
     /// Queues what a client sent.
-    pub(crate) fn push(&mut self, bytes: Vec<u8>) {
+    pub(crate) fn push(&mut self, bytes: &[u8]) {
         if self.pipe.is_some() && !self.close_when_empty {
-            self.queued_bytes += bytes.len();
-            self.queue.push_back((bytes, 0));
+            self.queue.extend(bytes);
             self.drain();
         }
     }
@@ -69,17 +66,12 @@ impl Input {
     pub(crate) fn drain(&mut self) {
         let Some(pipe) = &mut self.pipe else { return };
         let outcome = loop {
-            let Some((bytes, written)) = self.queue.front_mut() else {
+            if self.queue.is_empty() {
+                self.queue = VecDeque::new();
                 break Ok(EpollFlags::empty());
-            };
-            match nix::unistd::write(pipe.as_fd(), &bytes[*written..]) {
-                Ok(n) => {
-                    *written += n;
-                    self.queued_bytes -= n;
-                    if *written == bytes.len() {
-                        self.queue.pop_front();
-                    }
-                }
+            }
+            match nix::unistd::write(pipe.as_fd(), self.queue.as_slices().0) {
+                Ok(n) => drop(self.queue.drain(..n)),
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => break Ok(EpollFlags::EPOLLOUT),
                 // Nobody will read it.
