@@ -80,12 +80,7 @@ pub fn start(socket: OwnedFd, files: Files) -> anyhow::Result<Serving> {
     let (here, are_here) = channel();
     let mut begin = Vec::new();
     for number in 0..THREADS {
-        let mut thread = Thread {
-            socket: socket.clone(),
-            files: files.clone(),
-            server: server.clone(),
-            answer: vec![0; FS_MESSAGE_BYTES_MAX],
-        };
+        let mut session = Session::new(socket.clone(), files.clone(), server.clone());
         let (go, gone) = channel();
         begin.push(go);
         let (end, here) = (end.clone(), here.clone());
@@ -95,7 +90,7 @@ pub fn start(socket: OwnedFd, files: Files) -> anyhow::Result<Serving> {
             .spawn(move || {
                 let _ = here.send(());
                 if gone.recv().is_ok() {
-                    let _ = end.send(thread.run());
+                    let _ = end.send(session.run());
                 }
             })
             .context("a thread")?;
@@ -107,14 +102,26 @@ pub fn start(socket: OwnedFd, files: Files) -> anyhow::Result<Serving> {
     Ok(Serving { begin, ended })
 }
 
-struct Thread {
+/// What one thread answers with.
+pub struct Session<F: FileSystem + Send + Sync> {
     socket: Arc<File>,
-    files: Files,
-    server: Arc<Server<Files>>,
+    files: Arc<F>,
+    server: Arc<Server<Arc<F>>>,
     answer: Vec<u8>,
 }
 
-impl Thread {
+impl<F: FileSystem + Send + Sync> Session<F> {
+    /// Answers go to `socket`, whose packets are messages; `server` serves `files`.
+    pub fn new(socket: Arc<File>, files: Arc<F>, server: Arc<Server<Arc<F>>>) -> Self {
+        let answer = vec![0; FS_MESSAGE_BYTES_MAX];
+        Session {
+            socket,
+            files,
+            server,
+            answer,
+        }
+    }
+
     fn run(&mut self) -> anyhow::Result<()> {
         let mut request = vec![0; FS_MESSAGE_BYTES_MAX + 1];
         loop {
@@ -128,7 +135,8 @@ impl Thread {
         }
     }
 
-    fn serve(&mut self, request: &mut [u8]) -> anyhow::Result<()> {
+    /// Answers one message. An error says that it was none, or that nobody is there to be answered.
+    pub fn serve(&mut self, request: &mut [u8]) -> anyhow::Result<()> {
         let verdict = screen::screen(request).context("what the VMM sent is not a FUSE request")?;
         let unique = screen::unique(request);
         match verdict {
