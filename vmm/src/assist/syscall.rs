@@ -100,31 +100,38 @@ impl Gate {
             cpu.inject(PAGE_FAULT, Some(USER_WRITE_PROTECTED))?;
             return cpu.store();
         }
-        let selector = (self.star >> 32) as u16 & !3;
-        let segment = kvm_segment {
-            limit: 0xffff_ffff,
-            present: 1,
-            s: 1,
-            g: 1,
-            ..kvm_segment::default()
-        };
-        cpu.sregs.cs = kvm_segment {
-            selector,
-            type_: 11,
-            l: 1,
-            ..segment
-        };
-        cpu.sregs.ss = kvm_segment {
-            selector: selector + 8,
-            type_: 3,
-            db: 1,
-            ..segment
-        };
+        (cpu.sregs.cs, cpu.sregs.ss) = segments(self.star);
         cpu.regs.r11 = (cpu.regs.r11 & FLAGS_OF_USER) | FLAG_ALWAYS | FLAG_INTERRUPTS;
         cpu.regs.rflags = (cpu.regs.r11 & !self.mask) | FLAG_ALWAYS;
         cpu.regs.rip = self.entry;
         cpu.store()
     }
+}
+
+/// CS and SS of the kernel, as the guest wrote them into STAR.
+fn segments(star: u64) -> (kvm_segment, kvm_segment) {
+    let selector = (star >> 32) as u16 & !3;
+    let segment = kvm_segment {
+        limit: 0xffff_ffff,
+        present: 1,
+        s: 1,
+        g: 1,
+        ..kvm_segment::default()
+    };
+    let code = kvm_segment {
+        selector,
+        type_: 11,
+        l: 1,
+        ..segment
+    };
+    let stack = kvm_segment {
+        // no carry goes into what is beside it
+        selector: selector.wrapping_add(8),
+        type_: 3,
+        db: 1,
+        ..segment
+    };
+    (code, stack)
 }
 
 /// Whether a vCPU that has written to the trap page comes from a SYSCALL instruction.
@@ -184,4 +191,17 @@ fn write_msr(fd: &VcpuFd, index: u32, data: u64) -> Result<()> {
 
 fn too_many<E>(_: E) -> Error {
     Error::Internal("one MSR does not fit into a list of MSRs".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_star_has_its_segments() {
+        let (code, stack) = segments(0x0023_0010_0000_0000);
+        assert_eq!((code.selector, stack.selector), (0x10, 0x18));
+        let (code, stack) = segments(u64::MAX);
+        assert_eq!((code.selector, stack.selector), (0xfffc, 4));
+    }
 }
