@@ -11,6 +11,8 @@
 //! It executes the OCI spec with the very code that `caisson-shim` uses on the host. When it cannot go on it ends, and with
 //! it the kernel (panic), which the VMM reports with the last lines of the console.
 //!
+//! Public is what the fuzzer drives: what becomes of a spec.
+//!
 //! Must not know: Docker, images, tokio, what runs outside of the guest.
 
 #![deny(unsafe_op_in_unsafe_fn)]
@@ -22,11 +24,11 @@ mod guest;
 mod netlink;
 mod network;
 mod power;
-mod resources;
+pub mod resources;
 mod surroundings;
 #[allow(unsafe_code)]
 mod sys;
-mod translate;
+pub mod translate;
 
 use std::io::Write;
 use std::os::fd::OwnedFd;
@@ -36,7 +38,8 @@ use caisson_protocol::{AGENT_PORT, GENERATION, Hello, encode};
 use caisson_supervisor::Supervisor;
 use vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockListener, VsockStream};
 
-fn main() -> ExitCode {
+/// The program.
+pub fn main() -> ExitCode {
     if std::process::id() != 1 {
         eprintln!("caisson-agent is the first process of a guest; it cannot be started otherwise");
         return ExitCode::FAILURE;

@@ -29,6 +29,7 @@ pub const CGROUP: &str = "/workload";
 
 /// A device number as a kernel may have it or not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
 pub struct CharDevice {
     pub major: i64,
     pub minor: i64,

@@ -11,7 +11,9 @@ use caisson_protocol::{
 use libfuzzer_sys::fuzz_target;
 use serde::{Serialize, de::DeserializeOwned};
 
-fuzz_target!(init: seeds::plant(connections()), |data: &[u8]| {
+fuzz_target!(init: seeds::plant(connections()), |data: &[u8]| run(data));
+
+fn run(data: &[u8]) {
     let Some((cut, bytes)) = data.split_first() else {
         return;
     };
@@ -27,7 +29,7 @@ fuzz_target!(init: seeds::plant(connections()), |data: &[u8]| {
         again::<Outcome>(frame);
     }
     assert_eq!(chunks(bytes, bytes.len().max(1)), chunks(bytes, cut));
-});
+}
 
 fn frames(bytes: &[u8], cut: usize) -> Vec<Vec<u8>> {
     let mut decoder = FrameDecoder::default();

@@ -24,33 +24,40 @@ const HEADER: usize = 40;
 /// What a request may be long.
 const MESSAGE: u32 = 1 << 20;
 
-fuzz_target!(
-    init: seeds::plant(requests()),
-    |data: &[u8]| {
-        let kind = SocketType::SEQPACKET;
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let (ours, theirs) = socketpair(AddressFamily::UNIX, kind, flags, None).expect("a pair of sockets");
-        let files = Arc::new(Tree);
-        let server = Arc::new(Server::new(files.clone()));
-        let mut session = Session::new(Arc::new(File::from(theirs)), files, server);
-        let mut request = data.to_vec();
-        // the fuzzer need not find out what the length is
-        if let (Ok(len), Some(place)) = (u32::try_from(data.len()), request.get_mut(..4)) {
-            place.copy_from_slice(&len.to_le_bytes());
-        }
-        let understood = session.serve(&mut request).is_ok();
-        let mut answer = vec![0; 2 << 20];
-        let answered = File::from(ours).read(&mut answer);
-        if let Ok(len) = answered {
-            assert_eq!(answer[..4], (len as u32).to_le_bytes(), "its own length");
-            assert_eq!(answer[8..16], data[8..16], "the request's number");
-        }
-        let opcode = data.get(4..8).map(|o| u32::from_le_bytes([o[0], o[1], o[2], o[3]]));
-        let silent = [Opcode::Forget, Opcode::BatchForget, Opcode::Interrupt, Opcode::NotifyReply];
-        let owed = understood && !silent.iter().any(|o| Some(*o as u32) == opcode);
-        assert!(!owed || answered.is_ok(), "nobody answers");
+fuzz_target!(init: seeds::plant(requests()), |data: &[u8]| run(data));
+
+fn run(data: &[u8]) {
+    let kind = SocketType::SEQPACKET;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let (ours, theirs) =
+        socketpair(AddressFamily::UNIX, kind, flags, None).expect("a pair of sockets");
+    let files = Arc::new(Tree);
+    let server = Arc::new(Server::new(files.clone()));
+    let mut session = Session::new(Arc::new(File::from(theirs)), files, server);
+    let mut request = data.to_vec();
+    // the fuzzer need not find out what the length is
+    if let (Ok(len), Some(place)) = (u32::try_from(data.len()), request.get_mut(..4)) {
+        place.copy_from_slice(&len.to_le_bytes());
     }
-);
+    let understood = session.serve(&mut request).is_ok();
+    let mut answer = vec![0; 2 << 20];
+    let answered = File::from(ours).read(&mut answer);
+    if let Ok(len) = answered {
+        assert_eq!(answer[..4], (len as u32).to_le_bytes(), "its own length");
+        assert_eq!(answer[8..16], data[8..16], "the request's number");
+    }
+    let opcode = data
+        .get(4..8)
+        .map(|o| u32::from_le_bytes([o[0], o[1], o[2], o[3]]));
+    let silent = [
+        Opcode::Forget,
+        Opcode::BatchForget,
+        Opcode::Interrupt,
+        Opcode::NotifyReply,
+    ];
+    let owed = understood && !silent.iter().any(|o| Some(*o as u32) == opcode);
+    assert!(!owed || answered.is_ok(), "nobody answers");
+}
 
 /// Every name and every number is a file here.
 struct Tree;

@@ -16,18 +16,17 @@ use caisson_vmm::virtio::vsock::Vsock;
 use caisson_vmm::virtio::{Device, TransportState};
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(
-    init: seeds::plant(states()),
-    |data: &[u8]| {
-        if let Ok(state) = serde_json::from_slice::<State>(data) {
-            for device in state.devices {
-                go_on(device);
-            }
-        } else if let Ok(device) = serde_json::from_slice::<TransportState>(data) {
+fuzz_target!(init: seeds::plant(states()), |data: &[u8]| run(data));
+
+fn run(data: &[u8]) {
+    if let Ok(state) = serde_json::from_slice::<State>(data) {
+        for device in state.devices {
             go_on(device);
         }
+    } else if let Ok(device) = serde_json::from_slice::<TransportState>(data) {
+        go_on(device);
     }
-);
+}
 
 fn go_on(state: TransportState) {
     for device in devices() {

@@ -28,24 +28,27 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 const PEER_SENDS: u8 = 205;
 const DISK_BYTES: u64 = 64 << 10;
 
-fuzz_target!(
-    init: seeds::plant(devices()),
-    |data: &[u8]| {
-        let mut input = Input::new(data);
-        let kind = input.u8();
-        let event_idx = kind & 0x80 != 0;
-        match kind & 0x7f {
-            0 => disk(&mut input, event_idx, false),
-            1 => disk(&mut input, event_idx, true),
-            2 => net(&mut input, event_idx),
-            3 => share(&mut input, event_idx),
-            4 => alone(Console::new(ConsoleLog::new(None, 1 << 16, false).expect("a log")), &mut input, event_idx),
-            5 => alone(Balloon::new(0x9_0000), &mut input, event_idx),
-            6 => alone(Rng::new().expect("/dev/urandom"), &mut input, event_idx),
-            _ => {}
-        }
+fuzz_target!(init: seeds::plant(devices()), |data: &[u8]| run(data));
+
+fn run(data: &[u8]) {
+    let mut input = Input::new(data);
+    let kind = input.u8();
+    let event_idx = kind & 0x80 != 0;
+    match kind & 0x7f {
+        0 => disk(&mut input, event_idx, false),
+        1 => disk(&mut input, event_idx, true),
+        2 => net(&mut input, event_idx),
+        3 => share(&mut input, event_idx),
+        4 => alone(
+            Console::new(ConsoleLog::new(None, 1 << 16, false).expect("a log")),
+            &mut input,
+            event_idx,
+        ),
+        5 => alone(Balloon::new(0x9_0000), &mut input, event_idx),
+        6 => alone(Rng::new().expect("/dev/urandom"), &mut input, event_idx),
+        _ => {}
     }
-);
+}
 
 fn alone(device: impl Device + 'static, input: &mut Input, event_idx: bool) {
     Guest::new(Box::new(device), event_idx).run(input, |_, _, _| {});

@@ -19,44 +19,43 @@ const RECEIVE: u8 = 230;
 const LEAVE: u8 = 240;
 const CLIENTS_MAX: usize = 16;
 
-fuzz_target!(
-    init: seeds::plant(conversations()),
-    |data: &[u8]| {
-        let mut input = Input::new(data);
-        let event_idx = input.u8() & 1 != 0;
-        let name = format!("caisson-fuzz-{}", std::process::id());
-        let address = SocketAddr::from_abstract_name(name).expect("a name");
-        let listener = UnixListener::bind_addr(&address).expect("a socket");
-        let vsock = Vsock::new(CID as u32, listener).expect("a device");
-        let mut clients: Vec<UnixStream> = Vec::new();
-        Guest::new(Box::new(vsock), event_idx).run(&mut input, |guest, step, input| {
-            let number = input.u8();
-            let len = input.u8();
-            let bytes = input.bytes(len.into());
-            match step {
-                CONNECT..SEND if clients.len() < CLIENTS_MAX => {
-                    if let Ok(mut client) = UnixStream::connect_addr(&address) {
-                        let _ = client.set_nonblocking(true);
-                        let _ = client.write(bytes);
-                        clients.push(client);
-                    }
+fuzz_target!(init: seeds::plant(conversations()), |data: &[u8]| run(data));
+
+fn run(data: &[u8]) {
+    let mut input = Input::new(data);
+    let event_idx = input.u8() & 1 != 0;
+    let name = format!("caisson-fuzz-{}", std::process::id());
+    let address = SocketAddr::from_abstract_name(name).expect("a name");
+    let listener = UnixListener::bind_addr(&address).expect("a socket");
+    let vsock = Vsock::new(CID as u32, listener).expect("a device");
+    let mut clients: Vec<UnixStream> = Vec::new();
+    Guest::new(Box::new(vsock), event_idx).run(&mut input, |guest, step, input| {
+        let number = input.u8();
+        let len = input.u8();
+        let bytes = input.bytes(len.into());
+        match step {
+            CONNECT..SEND if clients.len() < CLIENTS_MAX => {
+                if let Ok(mut client) = UnixStream::connect_addr(&address) {
+                    let _ = client.set_nonblocking(true);
+                    let _ = client.write(bytes);
+                    clients.push(client);
                 }
-                SEND.. if !clients.is_empty() => {
-                    let which = usize::from(number) % clients.len();
-                    let mut client = &clients[which];
-                    match step {
-                        // a full socket takes no more
-                        SEND..RECEIVE => drop(client.write(&bytes.repeat(usize::from(number) + 1))),
-                        RECEIVE..LEAVE => drop(client.read(&mut [0; 4096])),
-                        _ => drop(clients.swap_remove(which)),
-                    }
-                }
-                _ => {}
             }
-            guest.work();
-        });
-    }
-);
+            SEND.. if !clients.is_empty() => {
+                let which = usize::from(number) % clients.len();
+                let mut client = &clients[which];
+                match step {
+                    // a full socket takes no more
+                    SEND..RECEIVE => drop(client.write(&bytes.repeat(usize::from(number) + 1))),
+                    RECEIVE..LEAVE => drop(client.read(&mut [0; 4096])),
+                    _ => drop(clients.swap_remove(which)),
+                }
+            }
+            _ => {}
+        }
+        guest.work();
+    });
+}
 
 /// A header as it is on the wire.
 fn header(ports: (u32, u32), len: u32, op: u16, flags: u32) -> Vec<u8> {

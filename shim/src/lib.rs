@@ -10,14 +10,16 @@
 //! ignores every signal that is not meant to end it for good, and ends when its sandbox has been destroyed. When it is
 //! killed its first process dies with it. For a virtual machine see [`vm`].
 //!
+//! Public is what the fuzzer drives: the journal of a process in a virtual machine, and the log behind it.
+//!
 //! Must not know: Docker's API, images, tokio.
 
 mod cleanup;
 mod host;
-mod json_log;
+pub mod json_log;
 mod mounts;
 mod records;
-mod vm;
+pub mod vm;
 
 use std::ffi::OsString;
 use std::fs;
@@ -36,7 +38,8 @@ use nix::sys::socket::{getsockopt, sockopt::AcceptConn};
 
 const USAGE: &str = "usage: caisson-shim --dir DIRECTORY [--vm | --cleanup]\n\nStarted by the caisson daemon, one per container.";
 
-fn main() -> ExitCode {
+/// The program.
+pub fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

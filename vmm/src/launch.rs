@@ -36,7 +36,7 @@ pub fn launch(spec: &VmSpec, console: Option<ConsoleLog>) -> Result<Machine> {
             memory_bytes: spec.memory_bytes,
             devices: devices::open(spec, &console)?,
             console,
-            assist: assisted.then(Assist::new),
+            assist: assisted.then(Assist::of_this_host),
         })
     };
     if let Some(files) = &spec.restore {

@@ -15,11 +15,11 @@
 //! The status it ends with: 0 the guest powered off or it was told to stop, 1 it could not run or crashed, 3 its kernel
 //! panicked; a signal: SIGSYS when a thread of it did what its filter forbids.
 //!
-//! Public is what the fuzzer drives: devices behind their registers, the state of a snapshot.
+//! Public is what the fuzzer drives: devices behind their registers, refused instructions, the state of a snapshot.
 //!
 //! Must not know: OCI, Docker, image formats, tokio.
 
-mod assist;
+pub mod assist;
 mod boot;
 pub mod bus;
 mod confine;

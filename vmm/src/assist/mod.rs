@@ -48,7 +48,7 @@ pub struct VcpuAssist {
 
 impl Assist {
     /// Reads the processor's XSAVE layout, and asks KVM what it offers.
-    pub fn new() -> Self {
+    pub fn of_this_host() -> Self {
         Assist {
             layout: xstate::Layout::of_this_processor(),
             synchronises: cpu::can_synchronise(),

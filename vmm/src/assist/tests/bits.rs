@@ -207,7 +207,7 @@ fn cmpxchg16b_is_atomic() {
             }
         }
     });
-    let assist = Assist::new();
+    let assist = Assist::of_this_host();
     let mut done = 0;
     let mut expected = 0_u128;
     while done < TURNS {

@@ -193,7 +193,7 @@ fn accessed_and_dirty() {
         };
         machine.prepare_user(code, &start.regs).expect("prepared");
         adjust(&mut machine, &start, true);
-        Assist::new()
+        Assist::of_this_host()
             .complete(&mut machine.fd, &machine.memory)
             .expect("completed");
         let at = GuestAddress(PAGE_TABLE + DATA / PAGE * 8);
@@ -214,7 +214,7 @@ fn a_refused_instruction_of_a_program_is_its_own_fault() {
         let Some(mut machine) = machine(&start) else {
             return;
         };
-        let assist = Assist::new();
+        let assist = Assist::of_this_host();
         assist.attach(&mut machine.fd);
         machine.prepare_user(code, &start.regs).expect("prepared");
         adjust(&mut machine, &start, false);

@@ -177,7 +177,7 @@ fn natively(code: &[u8], start: &Start) -> Option<End> {
 
 /// At privilege level 0, its first instruction by the assist.
 fn assisted(code: &[u8], start: &Start) -> Option<End> {
-    let assist = Assist::new();
+    let assist = Assist::of_this_host();
     let mut machine = machine(start)?;
     let prepare = |machine: &mut Tiny| {
         machine.prepare_user(code, &start.regs).expect("prepared");

@@ -1,0 +1,7 @@
+//! `caisson-agent`: what it does is in the library, where what a host can say can be said by the fuzzer as well.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    caisson_agent::main()
+}
