@@ -180,7 +180,8 @@ fn collect(directory: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
         let name = entry.file_name();
         let hidden = name.to_string_lossy().starts_with('.');
         if entry.file_type()?.is_dir() {
-            if name != "target" && (!hidden || name == ".ci" || name == ".cargo") {
+            let made = ["target", "corpus", "artifacts"].iter().any(|m| name == *m);
+            if !made && (!hidden || name == ".ci" || name == ".cargo") {
                 collect(&entry.path(), files)?;
             }
         } else if !hidden {
