@@ -186,7 +186,9 @@ impl JsonLog {
         let fresh_name = PathBuf::from(fresh_name);
         let fresh = open_to_append(&fresh_name)?;
         fresh.set_len(0)?;
-        for n in (1..self.max_files.saturating_sub(1)).rev() {
+        // only those that are there: the limit is whatever a user says
+        let there = (1..self.max_files.saturating_sub(1)).take_while(|n| numbered(*n).exists());
+        for n in (1..=there.last().unwrap_or(0)).rev() {
             match fs::rename(numbered(n), numbered(n + 1)) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
                 _ => {}
@@ -502,6 +504,18 @@ mod tests {
         for suffix in ["", ".1", ".2"] {
             assert!(fs::metadata(file(suffix)).expect("kept").len() <= 1000);
         }
+    }
+
+    #[test]
+    fn any_number_of_files_may_be_allowed() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut log = open(dir.path(), Some(200), u32::MAX);
+        for n in 0..6 {
+            log.write(LogStream::Stdout, format!("line {n}\n").as_bytes());
+        }
+        let kept = ["x.log.2", "x.log.1", "x.log"].map(|name| texts(&dir.path().join(name)));
+        assert_eq!(kept.concat().len(), 6);
+        assert_eq!(kept[0][0], "line 0\n");
     }
 
     #[test]
