@@ -2,9 +2,9 @@
 
 use std::fmt;
 use std::str::FromStr;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use chrono::{DateTime, Datelike, NaiveDate, SecondsFormat, Utc};
+use chrono::{DateTime, Datelike, NaiveDate, SecondsFormat, TimeDelta, Utc};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A point in time; the default is Go's zero time, `0001-01-01T00:00:00Z`.
@@ -54,8 +54,20 @@ impl Default for Timestamp {
 }
 
 impl From<SystemTime> for Timestamp {
+    /// Saturates at the years 1 and 9999, between which clients understand it: a file's time may be anything.
     fn from(t: SystemTime) -> Self {
-        Timestamp(t.into())
+        let first = Timestamp::default().0;
+        let last = NaiveDate::from_ymd_opt(9999, 12, 31)
+            .and_then(|d| d.and_hms_opt(23, 59, 59))
+            .expect("year 9999 has an end")
+            .and_utc();
+        let signed = |d: Duration| TimeDelta::from_std(d).ok();
+        let (since, latest) = match t.duration_since(UNIX_EPOCH) {
+            Ok(after) => (signed(after), last),
+            Err(before) => (signed(before.duration()).map(|d| -d), first),
+        };
+        let exact = since.and_then(|d| DateTime::UNIX_EPOCH.checked_add_signed(d));
+        Timestamp(exact.unwrap_or(latest).clamp(first, last))
     }
 }
 
@@ -150,5 +162,25 @@ mod tests {
         assert_eq!(t.unix_seconds(), 1_795_229_161);
         let zero: SystemTime = Timestamp::default().into();
         assert!(Timestamp::from(zero).is_zero());
+    }
+
+    #[test]
+    fn any_time_of_a_file_has_a_timestamp() {
+        let at = |seconds: i64| {
+            let distance = Duration::from_secs(seconds.unsigned_abs());
+            let time = match seconds {
+                0.. => UNIX_EPOCH + distance,
+                _ => UNIX_EPOCH - distance,
+            };
+            Timestamp::from(time).to_string()
+        };
+        assert_eq!(at(1_795_229_161), "2026-11-21T02:46:01Z");
+        assert_eq!(at(-1), "1969-12-31T23:59:59Z");
+        for late in [253_402_300_800, 1 << 43, i64::MAX] {
+            assert_eq!(at(late), "9999-12-31T23:59:59Z", "{late}");
+        }
+        for early in [-(1 << 43), i64::MIN] {
+            assert_eq!(at(early), "0001-01-01T00:00:00Z", "{early}");
+        }
     }
 }

@@ -227,19 +227,19 @@ fn stat(root: &TreeRoot, path: &Path) -> Result<PathStat, Error> {
         FileKind::Fifo => libc::S_IFIFO,
         FileKind::Socket => libc::S_IFSOCK,
     };
-    let since_epoch = Duration::from_secs(found.mtime_seconds.unsigned_abs());
-    let mtime = if found.mtime_seconds >= 0 {
-        SystemTime::UNIX_EPOCH + since_epoch
-    } else {
-        SystemTime::UNIX_EPOCH - since_epoch
-    };
     Ok(PathStat {
         name: found.name.to_string_lossy().into_owned(),
         size: found.size_bytes,
         mode: found.mode | kind,
-        mtime: mtime + Duration::from_nanos(found.mtime_nanos.into()),
+        mtime: modified(found.mtime_seconds, found.mtime_nanos),
         link_target: found.link_target.map(|t| t.to_string_lossy().into_owned()),
     })
+}
+
+/// Times of the protocol begin with 1970.
+fn modified(seconds: i64, nanos: u32) -> SystemTime {
+    let since = u64::try_from(seconds).map(|seconds| Duration::new(seconds, nanos));
+    SystemTime::UNIX_EPOCH + since.unwrap_or_default()
 }
 
 fn read(root: &TreeRoot, request: &PathRequest, out: &mut ChunkWriter<'_>) -> Result<(), Error> {
@@ -392,5 +392,25 @@ impl Read for ChunkReader<'_> {
         }
         self.left -= count;
         Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_of_any_time_can_be_told_of() {
+        for (seconds, nanos) in [(0, 0), (-1, 5), (i64::MIN, 0), (i64::MAX, 999_999_999)] {
+            let mtime = modified(seconds, nanos);
+            let stat = PathStat {
+                name: "f".into(),
+                size: 0,
+                mode: 0,
+                mtime,
+                link_target: None,
+            };
+            encode(&stat).expect("it can be sent");
+        }
     }
 }

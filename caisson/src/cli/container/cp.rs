@@ -453,7 +453,11 @@ fn unpack(
         use std::os::unix::fs::PermissionsExt;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode))
             .map_err(|e| e.to_string())?;
-        let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(mtime);
+        let since = std::time::Duration::from_secs(mtime);
+        // an archive may say what is no time
+        let Some(time) = std::time::UNIX_EPOCH.checked_add(since) else {
+            continue;
+        };
         std::fs::File::open(&path)
             .and_then(|f| f.set_modified(time))
             .map_err(|e| e.to_string())?;
@@ -688,6 +692,23 @@ mod tests {
         assert_eq!(r("passwd", "passwd", "p2"), Some("p2".into()));
         assert_eq!(r("/bin/sh", "/", "root"), Some("root/bin/sh".into()));
         assert_eq!(r("../x", "x", "y"), None);
+    }
+
+    #[test]
+    fn a_directory_may_say_that_it_is_of_any_time() {
+        let target = tempfile::tempdir().expect("directory");
+        let mut builder = tar::Builder::new(Vec::new());
+        let mut directory = tar::Header::new_gnu();
+        directory.set_entry_type(tar::EntryType::Directory);
+        directory.set_size(0);
+        directory.set_mode(0o755);
+        directory.set_mtime(u64::MAX);
+        builder
+            .append_data(&mut directory, "top/", &b""[..])
+            .expect("appended");
+        let bytes = builder.into_inner().expect("finished");
+        unpack(&bytes[..], target.path(), "top", "top", false).expect("unpacked");
+        assert!(target.path().join("top").is_dir());
     }
 
     #[test]
