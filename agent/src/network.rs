@@ -11,7 +11,7 @@ use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use caisson_protocol::{Error, Interface, Route};
+use caisson_protocol::{Error, Interface, Route, parse_mac};
 
 use crate::netlink::{Change, Link, Netlink};
 
@@ -201,16 +201,6 @@ fn check(interface: &Interface) -> Result<Wanted, Error> {
             .collect::<Result<_, _>>()?,
         routes: routes.iter().map(route).collect::<Result<_, _>>()?,
     })
-}
-
-fn parse_mac(text: &str) -> Option<[u8; 6]> {
-    let mut mac = [0; 6];
-    let mut parts = text.split(':');
-    for byte in &mut mac {
-        let part = parts.next().filter(|p| p.len() == 2)?;
-        *byte = u8::from_str_radix(part, 16).ok()?;
-    }
-    parts.next().is_none().then_some(mac)
 }
 
 fn show_mac(mac: &[u8; 6]) -> String {

@@ -45,7 +45,7 @@ pub fn adapt(
         .as_ref()
         .and_then(|hooks| serde_json::to_value(hooks).ok());
     if hooks.is_some_and(|hooks| hooks.as_object().is_some_and(|h| !h.is_empty())) {
-        return Err(refused(
+        return Err(Error::invalid(
             "hooks are programs of the host and cannot run in a microVM",
         ));
     }
@@ -53,7 +53,7 @@ pub fn adapt(
         adapt_process(process);
     }
     let Some(linux) = spec.linux_mut() else {
-        return Err(refused("the spec has no linux part"));
+        return Err(Error::invalid("the spec has no linux part"));
     };
     let given = linux.namespaces().clone().unwrap_or_default();
     linux
@@ -88,14 +88,14 @@ fn namespaces(given: Vec<LinuxNamespace>) -> Result<Vec<LinuxNamespace>, Error> 
             .as_ref()
             .is_some_and(|path| !path.as_os_str().is_empty())
     }) {
-        return Err(refused(format!(
+        return Err(Error::invalid(format!(
             "a microVM cannot join the {} namespace of anything outside of it",
             joined.typ()
         )));
     }
     let has = |kept: &[LinuxNamespace], kind| kept.iter().any(|n| n.typ() == kind);
     if !has(&kept, Pid) || !has(&kept, Mount) {
-        return Err(refused(
+        return Err(Error::invalid(
             "a microVM's container needs process and mount namespaces of its own: the guest's belong to the agent",
         ));
     }
@@ -124,10 +124,6 @@ fn is_here(device: &LinuxDevice, exists: &impl Fn(CharDevice) -> bool) -> bool {
 /// Names come with dots or with slashes.
 fn is_network(sysctl: &str) -> bool {
     sysctl.starts_with("net.") || sysctl.starts_with("net/")
-}
-
-fn refused(why: impl Into<String>) -> Error {
-    Error::invalid(why)
 }
 
 #[cfg(test)]

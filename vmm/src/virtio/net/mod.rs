@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
+use caisson_protocol::parse_mac;
 use caisson_protocol::vmm::{self, NetStats, VmStats};
 
 use self::queues::{Host, Work};
@@ -105,7 +106,8 @@ impl Net {
     }
 
     fn new(spec: &vmm::Net, tap: Tap) -> Result<Self> {
-        let mac = parse_mac(&spec.mac).ok_or_else(|| {
+        let unicast = |mac: &[u8; 6]| mac[0] & 1 == 0;
+        let mac = parse_mac(&spec.mac).filter(unicast).ok_or_else(|| {
             Error::Spec(format!(
                 "the network device's address {:?}: it must be aa:bb:cc:dd:ee:ff, and not a group's",
                 spec.mac
@@ -130,21 +132,6 @@ impl Net {
             worker: None,
         })
     }
-}
-
-fn parse_mac(text: &str) -> Option<[u8; 6]> {
-    let mut mac = [0; 6];
-    let mut bytes = text.split(':');
-    for byte in &mut mac {
-        let digits = bytes.next().filter(|d| d.len() == 2)?;
-        // not the sign that `from_str_radix` would take
-        if !digits.bytes().all(|d| d.is_ascii_hexdigit()) {
-            return None;
-        }
-        *byte = u8::from_str_radix(digits, 16).ok()?;
-    }
-    let group = mac[0] & 1 != 0;
-    (bytes.next().is_none() && !group).then_some(mac)
 }
 
 impl Device for Net {

@@ -26,11 +26,15 @@ fn spec() -> vmm::Net {
     }
 }
 
-/// The device, and the other end of its tap.
-fn device(spec: &vmm::Net) -> (Net, File) {
+fn sockets() -> (OwnedFd, OwnedFd) {
     let kind = SocketType::SEQPACKET;
     let pair = socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None);
-    let (here, there) = pair.expect("a socket pair");
+    pair.expect("a socket pair")
+}
+
+/// The device, and the other end of its tap.
+fn device(spec: &vmm::Net) -> (Net, File) {
+    let (here, there) = sockets();
     let here = File::from(here);
     crate::sys::set_nonblocking(&here).expect("a socket");
     (Net::on_socket(spec, there).expect("a device"), here)
@@ -85,7 +89,9 @@ fn the_configuration_is_the_address_and_the_mtu() {
         "02:00:00:00:00:+1",
         "01:00:00:00:00:00",
     ] {
-        assert_eq!(parse_mac(bad), None, "{bad}");
+        let mac = bad.to_owned();
+        let refused = Net::on_socket(&vmm::Net { mac, ..spec() }, sockets().1);
+        assert!(matches!(refused, Err(Error::Spec(_))), "{bad}");
     }
 }
 
