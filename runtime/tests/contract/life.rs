@@ -400,18 +400,18 @@ async fn dropping_a_create_half_way_leaves_nothing(bench: &Bench) {
 }
 
 async fn a_failed_spawn_can_be_destroyed(bench: &Bench) {
-    let missing = json!({"mounts": [{"destination": "/mnt", "type": "bind", "source": "/no/such/source", "options": ["rbind"]}]});
+    let refused = json!({"mounts": [{"destination": "/mnt", "type": "tmpfs", "source": "tmpfs", "options": ["size=much"]}]});
     let sandbox = bench
         .create_with(Wish {
-            spec: missing,
+            spec: refused,
             ..Wish::default()
         })
         .await;
     let error = sandbox
         .spawn(&ProcessId::init(), sh("true"), Stdio::default(), None)
         .await
-        .expect_err("no source");
-    assert!(error.message.contains("/no/such/source"), "{error}");
+        .expect_err("no size");
+    assert!(error.message.contains("'size'"), "{error}");
     assert_eq!(
         sandbox.state().await.expect("a state"),
         SandboxState::Created

@@ -85,12 +85,12 @@ async fn a_restarted_daemon_learns_exit_codes(bench: &Bench) {
         .await
         .expect("recovered")
         .expect("there");
-    assert!(
-        matches!(sandbox.state().await.expect("a state"), SandboxState::Exited(s) if s.code == 44)
-    );
     assert_eq!(
         sandbox.wait(&ProcessId::init()).await.expect("known").code,
         44
+    );
+    assert!(
+        matches!(sandbox.state().await.expect("a state"), SandboxState::Exited(s) if s.code == 44)
     );
     assert_eq!(
         sandbox
