@@ -29,7 +29,9 @@ pub fn open(spec: &VmSpec, console: &ConsoleLog) -> Result<Vec<Box<dyn Device>>>
     for share in &spec.shares {
         devices.push(Box::new(Fs::open(share)?));
     }
-    devices.push(Box::new(Console::new(console.clone())));
+    if spec.console_device {
+        devices.push(Box::new(Console::new(console.clone())));
+    }
     devices.push(Box::new(Balloon::new(spec.memory_bytes)));
     devices.push(Box::new(Rng::new()?));
     Ok(devices)

@@ -113,6 +113,7 @@ impl Machine {
             vsock: Some(Vsock { guest_cid: 3, listener: Resource::Fd(listener.as_raw_fd()) }),
             console: Some(Resource::Path(at("console"))),
             console_limit_bytes: None,
+            console_device: false,
             assist: AssistMode::Auto,
             restore: None,
             confinement: None,

@@ -69,6 +69,7 @@ pub fn spec(parts: &Parts<'_>, plan: &Plan, inherited: &mut Inherited) -> Result
         }),
         console: Some(inherited.add(console.into())),
         console_limit_bytes: None,
+        console_device: false,
         // the runtime has asked KVM, once for all machines: it costs a machine of its own
         assist: if setup.emulated {
             AssistMode::On

@@ -487,7 +487,7 @@ fn five_hundred_streams_at_once() {
     let memory = testing::memory();
     let (mut vsock, place) = device();
     let guest = &mut Guest::new(&memory, &mut vsock);
-    for _ in 0..64 {
+    for _ in 0..32 {
         guest.offer();
     }
     let clients = std::thread::spawn(move || {
