@@ -23,7 +23,7 @@ pub mod terminal;
 #[path = "../../caisson/image_asset/toolbox.rs"]
 pub mod toolbox;
 
-pub use case::{Case, Test, main};
+pub use case::{Case, Isolation, Test, main};
 pub use client::{Background, Cli, Outcome};
 pub use daemon::Daemon;
 pub use target::Target;

@@ -111,6 +111,13 @@ pub fn unshare(flags: UnshareFlags) -> rustix::io::Result<()> {
     unsafe { rustix::thread::unshare_unsafe(flags) }
 }
 
+/// Asks the host for huge pages where a mapping is touched.
+pub fn prefer_huge_pages(mapping: &vm_memory::MmapRegion) -> rustix::io::Result<()> {
+    let advice = rustix::mm::Advice::LinuxHugepage;
+    // SAFETY: the advice changes neither what the mapping holds nor who may touch it.
+    unsafe { rustix::mm::madvise(mapping.as_ptr().cast(), mapping.size(), advice) }
+}
+
 /// A page of memory that could be executed; for tests of what forbids it.
 #[cfg(test)]
 pub fn map_executable() -> std::io::Result<()> {

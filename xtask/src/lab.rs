@@ -6,6 +6,7 @@
 //!
 //! ```text
 //! target/lab/
+//!   qemu/          a QEMU, if the installed one is too old (qemu.rs)
 //!   kernel/        vmlinuz and modules, from Debian's linux-image-cloud-amd64
 //!   root/          a Debian minbase with what the cases need, from debootstrap
 //!   root.ext4      the same as a disk; the machine writes to a throw-away overlay of it (snapshot=on)
@@ -23,6 +24,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::qemu;
 use crate::shell::{on_path, run as run_tool};
 
 /// Packages of the lab's Debian: what end-to-end cases call inside it.
@@ -73,6 +75,7 @@ pub fn run(target: &Path, lab: &Lab) -> Result<i32> {
 
     let status = boot(
         lab,
+        qemu::command(&home)?,
         &kernel,
         &initramfs,
         &[(&root, true), (&payload, true), (&results, false)],
@@ -242,7 +245,7 @@ mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount --make-rshared /
 hostname lab; ip link set lo up
 for m in overlay loop tun veth bridge br_netfilter nf_tables erofs fuse irqbypass kvm virtio_net; do modprobe -q $m || true; done
-modprobe -q kvm-amd npt=0
+modprobe -q kvm-amd
 mount -o noatime /dev/vdb /payload
 cd /payload
 setsid -w sh /payload/.lab-command </dev/null >/dev/ttyS1 2>&1
@@ -348,12 +351,12 @@ fn make_ext4(tree: &Path, disk: &Path, bytes: u64) -> Result<()> {
 
 fn boot(
     lab: &Lab,
+    mut qemu: Command,
     kernel: &Kernel,
     initramfs: &Path,
     disks: &[(&Path, bool)],
     console: &Path,
 ) -> Result<ExitStatus> {
-    let mut qemu = Command::new("qemu-system-x86_64");
     qemu.args([
         "-accel",
         "tcg,thread=multi",
@@ -395,9 +398,7 @@ fn boot(
             ),
         ]);
     }
-    let mut machine = qemu
-        .spawn()
-        .context("qemu-system-x86_64: install qemu-system-x86")?;
+    let mut machine = qemu.spawn().context("qemu-system-x86_64")?;
     let begun = Instant::now();
     loop {
         if let Some(status) = machine.try_wait()? {

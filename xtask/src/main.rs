@@ -17,6 +17,7 @@ mod fuzz;
 mod images;
 mod install;
 mod lab;
+mod qemu;
 mod setup;
 mod shell;
 mod statistics;
