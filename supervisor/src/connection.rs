@@ -12,7 +12,10 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::rc::Rc;
 
-use caisson_protocol::{Attach, ChunkDecoder, FrameDecoder, Stream, chunk_header, encode};
+use caisson_protocol::{
+    Attach, ChunkDecoder, Error, FrameDecoder, Outcome, Response, ResponseFrame, Stream,
+    chunk_header, encode,
+};
 use nix::errno::Errno;
 use nix::sys::epoll::EpollFlags;
 use nix::sys::socket::{Shutdown, shutdown};
@@ -82,6 +85,18 @@ impl Connection {
     /// Bytes the client has not taken yet.
     pub(crate) fn outstanding_bytes(&self) -> usize {
         self.outbox_bytes
+    }
+
+    /// Answers a request. What is too long to be sent becomes an error, and only of this request.
+    pub(crate) fn answer(&mut self, id: u64, result: Result<Response, Error>) {
+        let outcome = result.map_or_else(Outcome::Error, Outcome::Ok);
+        match encode(&ResponseFrame { id, outcome }) {
+            Ok(bytes) => self.push(bytes.into()),
+            Err(why) => {
+                let outcome = Outcome::Error(Error::failed("the answer cannot be sent", why));
+                self.send(&ResponseFrame { id, outcome });
+            }
+        }
     }
 
     /// Queues a frame. A message too long to be sent ends the connection: the client would wait for ever.
@@ -204,5 +219,37 @@ impl Connection {
         self.watched.set_interest(EpollFlags::empty())?;
         let fd = self.watched.as_fd().try_clone_to_owned()?;
         Ok((fd, self.frames.take_rest(), unwritten))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
+    use caisson_protocol::{MAX_MESSAGE_BYTES, ProcessTable, decode};
+
+    use super::*;
+    use crate::poller::Poller;
+
+    #[test]
+    fn an_answer_that_is_too_long_is_an_error_and_the_connection_stays() {
+        let (ours, mut theirs) = UnixStream::pair().expect("a pair of sockets");
+        let mut poller = Poller::new().expect("epoll");
+        let mut connection = Connection::new(poller.watch(ours.into()));
+        let rows = vec![vec!["x".repeat(MAX_MESSAGE_BYTES)]];
+        let titles = vec!["CMD".into()];
+        connection.answer(7, Ok(Response::Processes(ProcessTable { titles, rows })));
+        assert!(!connection.closing);
+        connection.flush();
+        drop(connection);
+        let mut bytes = Vec::new();
+        theirs.read_to_end(&mut bytes).expect("a frame");
+        let mut decoder = FrameDecoder::default();
+        decoder.feed(&bytes);
+        let frame = decoder.next_frame().expect("well-formed").expect("whole");
+        let answer: ResponseFrame = decode(&frame).expect("an answer");
+        assert_eq!(answer.id, 7);
+        assert!(matches!(answer.outcome, Outcome::Error(_)));
     }
 }

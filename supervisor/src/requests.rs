@@ -7,8 +7,7 @@ use std::rc::Rc;
 use caisson_jail::cgroup::Cgroup;
 use caisson_jail::{Exec, Gate, Root, Setup};
 use caisson_protocol::{
-    CreateRequest, Error, INIT, Outcome, Request, Response, ResponseFrame, SandboxState,
-    SignalRequest, SpawnRequest,
+    CreateRequest, Error, INIT, Request, Response, SandboxState, SignalRequest, SpawnRequest,
 };
 use oci_spec::runtime::{LinuxResources, Process as OciProcess, Spec};
 use serde_json::value::RawValue;
@@ -349,10 +348,7 @@ impl Supervisor {
             Ok(root) => root,
             Err(error) => {
                 if let Some(connection) = self.connections.get_mut(&connection_id) {
-                    connection.send(&ResponseFrame {
-                        id: request_id,
-                        outcome: Outcome::Error(error),
-                    });
+                    connection.answer(request_id, Err(error));
                     connection.closing = true;
                 }
                 return;

@@ -9,8 +9,7 @@ use std::time::{Duration, Instant};
 
 use caisson_jail::cgroup::Cgroup;
 use caisson_protocol::{
-    Error, GENERATION, Hello, Outcome, ProtocolError, RequestFrame, Response, ResponseFrame,
-    Stream, decode,
+    Error, GENERATION, Hello, ProtocolError, RequestFrame, Response, Stream, decode,
 };
 use nix::errno::Errno;
 use nix::sys::epoll::{EpollEvent, EpollFlags};
@@ -438,11 +437,7 @@ impl Supervisor {
         result: Result<Response, caisson_protocol::Error>,
     ) {
         if let Some(connection) = self.connections.get_mut(&connection) {
-            let outcome = result.map_or_else(Outcome::Error, Outcome::Ok);
-            connection.send(&ResponseFrame {
-                id: request_id,
-                outcome,
-            });
+            connection.answer(request_id, result);
         }
     }
 

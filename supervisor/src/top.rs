@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, SystemTime};
 
@@ -17,16 +18,22 @@ use crate::supervisor::Supervisor;
 /// The kernel counts processor time for user space in hundredths of a second (`USER_HZ`).
 const TICKS_PER_SECOND: u64 = 100;
 
+/// Bytes of all command lines together, and of one: a process can make its own as long as it likes (PR_SET_MM_MAP).
+const COMMAND_LINES_BYTES: usize = 512 << 10;
+const COMMAND_LINE_BYTES: std::ops::RangeInclusive<usize> = 64..=64 << 10;
+
 impl Supervisor {
     pub(crate) fn process_table(&self, ps_args: &str) -> Result<Response, Error> {
         let columns = plan(ps_args)?;
         let mut pids = self.made()?.cgroup.pids().map_err(jail_error)?;
         pids.sort_unstable();
         let host = HostFacts::read();
+        let share = COMMAND_LINES_BYTES / pids.len().max(1);
+        let share = share.clamp(*COMMAND_LINE_BYTES.start(), *COMMAND_LINE_BYTES.end());
         // A process that ends meanwhile is not listed.
         let rows = pids
             .into_iter()
-            .filter_map(|pid| Facts::read(pid, &host))
+            .filter_map(|pid| Facts::read(pid, share))
             .map(|facts| {
                 columns
                     .iter()
@@ -365,12 +372,16 @@ struct Facts {
 }
 
 impl Facts {
-    fn read(pid: Pid, _host: &HostFacts) -> Option<Self> {
+    /// Of the command line, the first `command_bytes`.
+    fn read(pid: Pid, command_bytes: usize) -> Option<Self> {
         let dir = format!("/proc/{pid}");
         let owner = fs::metadata(&dir).ok()?;
         let stat = fs::read_to_string(format!("{dir}/stat")).ok()?;
         let (name, fields) = split_stat(&stat)?;
-        let raw = fs::read(format!("{dir}/cmdline")).unwrap_or_default();
+        let mut raw = Vec::new();
+        // one that cannot be read is shown as its name
+        let _ = fs::File::open(format!("{dir}/cmdline"))
+            .and_then(|file| file.take(command_bytes as u64).read_to_end(&mut raw));
         let words: Vec<_> = raw
             .split(|b| *b == 0)
             .map(|w| String::from_utf8_lossy(w).into_owned())
@@ -693,7 +704,7 @@ mod tests {
     #[test]
     fn this_process_is_shown_as_itself() {
         let host = HostFacts::read();
-        let facts = Facts::read(nix::unistd::getpid(), &host).expect("it lives");
+        let facts = Facts::read(nix::unistd::getpid(), 4096).expect("it lives");
         assert_eq!(
             facts.cell(Column::Ppid, &host),
             nix::unistd::getppid().to_string()
@@ -703,5 +714,7 @@ mod tests {
             facts.elapsed_seconds(&host) < 86_400,
             "the boot time counts"
         );
+        let facts = Facts::read(nix::unistd::getpid(), 5).expect("it lives");
+        assert_eq!(facts.cell(Column::CommandLine, &host).len(), 5);
     }
 }
