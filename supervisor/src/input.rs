@@ -84,3 +84,37 @@ impl Input {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+    use crate::poller::Poller;
+
+    #[test]
+    fn input_in_single_bytes_takes_no_more_than_its_bytes_and_arrives_whole() {
+        let (mut reader, writer) = std::io::pipe().expect("a pipe");
+        let writer = std::os::fd::OwnedFd::from(writer);
+        crate::process::set_nonblocking(&writer).expect("a pipe");
+        let mut poller = Poller::new().expect("epoll");
+        let mut input = Input::new(poller.watch(writer));
+        let mut sent = 0;
+        while input.has_room() {
+            input.push(&[sent as u8]);
+            sent += 1;
+        }
+        assert!(input.queue.capacity() <= 2 * STALL_BYTES);
+        input.close();
+        let reading = std::thread::spawn(move || {
+            let mut came = Vec::new();
+            reader.read_to_end(&mut came).expect("a pipe");
+            came
+        });
+        while input.pipe.is_some() {
+            input.drain();
+        }
+        let came = reading.join().expect("a thread");
+        assert!(came.len() == sent && came.iter().enumerate().all(|(i, b)| *b == i as u8));
+    }
+}
