@@ -118,6 +118,11 @@ fn mxcsr(state: &[u8]) -> u32 {
     u32::from_le_bytes(bytes.expect("four bytes were sliced"))
 }
 
+/// An address in an area, which may go on behind the end of the address space at its beginning.
+fn inside(area: u64, at: usize) -> u64 {
+    area.wrapping_add(at as u64)
+}
+
 /// XINUSE. Whether SSE is in its initial state is not tracked, which is a processor's choice (SDM 1, 13.6), and Intel's.
 fn in_use(state: &[u8]) -> u64 {
     u64_at(state, HEADER) | 1 << SSE
@@ -144,12 +149,12 @@ pub fn save(
         [in_use, mask | COMPACTED]
     } else {
         let mut old = [0; 8];
-        cpu.writable(to + HEADER as u64, 8)?;
-        cpu.read(to + HEADER as u64, &mut old)?;
+        cpu.writable(inside(to, HEADER), 8)?;
+        cpu.read(inside(to, HEADER), &mut old)?;
         [(u64::from_le_bytes(old) & !mask) | in_use, 0]
     };
     let put =
-        |at: usize, from: usize, size: usize| cpu.write(to + at as u64, &state[from..from + size]);
+        |at: usize, from: usize, size: usize| cpu.write(inside(to, at), &state[from..from + size]);
     // XSAVE writes initial components too, XSAVEC and XSAVEOPT leave them out: KVM's copy holds initial values
     let optimised = matches!(
         instruction.mnemonic(),
@@ -179,9 +184,9 @@ pub fn save(
             }
         }
     }
-    cpu.write(to + HEADER as u64, &header[0].to_le_bytes())?;
+    cpu.write(inside(to, HEADER), &header[0].to_le_bytes())?;
     if compact {
-        cpu.write(to + HEADER as u64 + 8, &header[1].to_le_bytes())?;
+        cpu.write(inside(to, HEADER + 8), &header[1].to_le_bytes())?;
     }
     Ok(())
 }
@@ -263,7 +268,7 @@ pub fn restore(cpu: &mut Cpu, instruction: &Instruction, layout: &Layout) -> Res
         }
         let into = &mut state[component.offset..component.offset + component.size];
         match places.iter().find(|(at, ..)| *at == i) {
-            Some((_, at, _)) if has(given, i) => cpu.read(from + *at as u64, into)?,
+            Some((_, at, _)) if has(given, i) => cpu.read(inside(from, *at), into)?,
             _ => into.fill(0),
         }
     }

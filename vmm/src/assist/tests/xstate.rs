@@ -205,3 +205,15 @@ fn headers_that_are_refused() {
         }
     }
 }
+
+#[test]
+fn an_area_at_the_end_of_the_address_space_goes_on_at_its_beginning() {
+    for code in [XSAVE, XSAVEOPT, XSAVEC] {
+        // no component: all that is written is the header, 512 bytes on
+        let start = Start::with(|s| s.regs.rdi = 0_u64.wrapping_sub(64));
+        let Some(end) = assisted(code, &start) else {
+            return;
+        };
+        assert_eq!(end.left, Left::Halted, "{code:02x?}");
+    }
+}
