@@ -1,7 +1,7 @@
 //! Changes to the kernel's source: each in a file of its own, which begins with what it does and what it gains.
 
 /// The patches by name, in the order in which they are applied.
-pub fn patches() -> [(&'static str, &'static str); 11] {
+pub fn patches() -> [(&'static str, &'static str); 22] {
     [
         (
             "0001-alternatives-no-decoder",
@@ -46,6 +46,50 @@ pub fn patches() -> [(&'static str, &'static str); 11] {
         (
             "0011-bpf-jit-without-modules",
             include_str!("../patches/0011-bpf-jit-without-modules.patch"),
+        ),
+        (
+            "0012-strings-by-words",
+            include_str!("../patches/0012-strings-by-words.patch"),
+        ),
+        (
+            "0013-ip-idents-on-demand",
+            include_str!("../patches/0013-ip-idents-on-demand.patch"),
+        ),
+        (
+            "0014-page-structures-free",
+            include_str!("../patches/0014-page-structures-free.patch"),
+        ),
+        (
+            "0015-data-not-executable-first",
+            include_str!("../patches/0015-data-not-executable-first.patch"),
+        ),
+        (
+            "0016-parameters-once",
+            include_str!("../patches/0016-parameters-once.patch"),
+        ),
+        (
+            "0017-retpolines-at-once",
+            include_str!("../patches/0017-retpolines-at-once.patch"),
+        ),
+        (
+            "0018-irq-proc-on-demand",
+            include_str!("../patches/0018-irq-proc-on-demand.patch"),
+        ),
+        (
+            "0019-freelists-in-one-pass",
+            include_str!("../patches/0019-freelists-in-one-pass.patch"),
+        ),
+        (
+            "0020-no-events-before-init",
+            include_str!("../patches/0020-no-events-before-init.patch"),
+        ),
+        (
+            "0021-erofs-large-folios",
+            include_str!("../patches/0021-erofs-large-folios.patch"),
+        ),
+        (
+            "0022-text-ends-with-a-huge-page",
+            include_str!("../patches/0022-text-ends-with-a-huge-page.patch"),
         ),
     ]
 }
