@@ -45,6 +45,16 @@ pub struct Request {
     readable: Buffers,
     writable: Buffers,
     status: Buffers,
+    /// Of a discard or of zeroes; none when what stands there is not segments.
+    segments: Vec<Segment>,
+}
+
+/// A range of a discard or of zeroes.
+#[derive(Clone, Copy, Debug)]
+struct Segment {
+    sector: u64,
+    sectors: u32,
+    flags: u32,
 }
 
 /// How a request went.
@@ -79,20 +89,31 @@ impl Request {
         }
         let status = writable.take_back(1)?;
         let [kind, _, low, high] = words(header);
+        // read once: what the limiter is told is what is done
+        let segments = match kind {
+            VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES => segments(&readable, memory),
+            _ => Vec::new(),
+        };
         Some(Request {
             kind,
             sector: u64::from(high) << 32 | u64::from(low),
             readable,
             writable,
             status,
+            segments,
         })
     }
 
-    /// Bytes that it moves, for the limiter.
+    /// Bytes that it moves, for the limiter: zeroes are written where the file system knows no other way.
     pub fn bytes(&self) -> u64 {
         match self.kind {
             VIRTIO_BLK_T_IN => self.writable.len(),
             VIRTIO_BLK_T_OUT => self.readable.len(),
+            VIRTIO_BLK_T_WRITE_ZEROES => {
+                let asked = self.segments.iter().map(|s| s.sectors);
+                let sectors = asked.map(|s| u64::from(s.min(ZERO_SECTORS_MAX)));
+                sectors.sum::<u64>() * SECTOR
+            }
             _ => 0,
         }
     }
@@ -113,7 +134,7 @@ impl Request {
                 self.writable.write(memory, serial);
                 Status::Ok
             }
-            VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES => self.clear(memory, disk),
+            VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES => self.clear(disk),
             _ => Status::Unsupported,
         };
         match (status, self.kind) {
@@ -144,24 +165,21 @@ impl Request {
     }
 
     /// Discards, or writes zeroes.
-    fn clear(&self, memory: &GuestMemoryMmap, disk: &Disk) -> Status {
-        let mut bytes = [0; SEGMENT_LEN * DISCARD_SEGMENTS_MAX as usize];
-        let len = self.readable.len() as usize;
-        if len == 0 || !len.is_multiple_of(SEGMENT_LEN) || len > bytes.len() {
+    fn clear(&self, disk: &Disk) -> Status {
+        if self.segments.is_empty() {
             return Status::IoError;
         }
-        if !self.readable.read(memory, &mut bytes[..len]) {
-            return Status::IoError;
-        }
-        let (segments, _) = bytes[..len].as_chunks::<SEGMENT_LEN>();
         let zeroes = self.kind == VIRTIO_BLK_T_WRITE_ZEROES;
         let (allowed_flags, sectors_max) = match zeroes {
             true => (UNMAP, ZERO_SECTORS_MAX),
             false => (0, DISCARD_SECTORS_MAX),
         };
-        for segment in segments {
-            let [low, high, sectors, flags] = words(*segment);
-            let sector = u64::from(high) << 32 | u64::from(low);
+        for segment in &self.segments {
+            let Segment {
+                sector,
+                sectors,
+                flags,
+            } = *segment;
             if flags & !allowed_flags != 0 {
                 return Status::Unsupported;
             }
@@ -178,6 +196,28 @@ impl Request {
         }
         Status::Ok
     }
+}
+
+fn segments(readable: &Buffers, memory: &GuestMemoryMmap) -> Vec<Segment> {
+    let mut bytes = [0; SEGMENT_LEN * DISCARD_SEGMENTS_MAX as usize];
+    let len = readable.len();
+    if !len.is_multiple_of(SEGMENT_LEN as u64) || len > bytes.len() as u64 {
+        return Vec::new();
+    }
+    let bytes = &mut bytes[..len as usize];
+    if !readable.read(memory, bytes) {
+        return Vec::new();
+    }
+    let (segments, _) = bytes.as_chunks::<SEGMENT_LEN>();
+    let segment = |bytes: &[u8; SEGMENT_LEN]| {
+        let [low, high, sectors, flags] = words(*bytes);
+        Segment {
+            sector: u64::from(high) << 32 | u64::from(low),
+            sectors,
+            flags,
+        }
+    };
+    segments.iter().map(segment).collect()
 }
 
 fn check_length(data: &Buffers) -> io::Result<()> {

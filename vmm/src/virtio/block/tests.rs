@@ -388,6 +388,33 @@ fn a_limited_disk_waits_and_goes_on_by_itself() {
 }
 
 #[test]
+fn zeroes_count_as_what_is_written() {
+    let (file, memory) = (file(), testing::memory());
+    let bytes = Some(Bucket {
+        per_second: 1 << 20,
+        burst: 1,
+    });
+    let rate = RateLimits {
+        bytes,
+        operations: None,
+    };
+    let mut disk = Block::open(&vmm::Disk {
+        rate: Some(rate),
+        ..spec(&file)
+    })
+    .unwrap();
+    let mut driver = Driver::new(&memory, &mut disk);
+    let begin = Instant::now();
+    // 128 KiB at 1 MiB a second
+    assert_eq!(out(&mut driver, ZEROES, 0, &segment(0, 256, 0)), OK);
+    assert_eq!(status(&read(&mut driver, 0, 512)), OK);
+    assert!(begin.elapsed() >= Duration::from_millis(120));
+    let two = [segment(0, 1, 0), segment(0, 0, 2)].concat();
+    assert_eq!(out(&mut driver, ZEROES, 0, &two), UNSUPPORTED);
+    assert_eq!(status(&read(&mut driver, 0, 512)), OK);
+}
+
+#[test]
 fn malformed_chains_are_given_back_and_the_next_request_works() {
     let (file, memory) = (file(), testing::memory());
     let mut disk = Block::open(&spec(&file)).unwrap();
