@@ -40,8 +40,10 @@ impl Isolation {
 /// Which cases are repeated behind a microVM: `CAISSON_TEST_VM`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum VmHalf {
-    /// Every one, and nothing else: what the lab runs.
+    /// Every one through both clients, and nothing else.
     All,
+    /// Every one, and nothing else, but only [`Case::core`] ones through the stock client too: what the lab runs in CI.
+    Each,
     /// Those marked [`Case::core`]: a selection for hosts where a virtual machine starts slowly.
     Core,
     /// None.
@@ -53,19 +55,23 @@ impl VmHalf {
         match std::env::var("CAISSON_TEST_VM").as_deref() {
             _ if target == Target::Dockerd => VmHalf::Off,
             Ok("all") => VmHalf::All,
+            Ok("each") => VmHalf::Each,
             Ok("core") | Ok("") | Err(_) => VmHalf::Core,
             Ok("off") => VmHalf::Off,
-            Ok(other) => panic!("CAISSON_TEST_VM={other}: use all, core or off"),
+            Ok(other) => panic!("CAISSON_TEST_VM={other}: use all, each, core or off"),
         }
     }
 
     fn has(self, case: &Case, isolation: Isolation, cli: Cli) -> bool {
         match (self, isolation) {
             (_, Isolation::Container) if case.vm_only => false,
-            (VmHalf::All, Isolation::Container) => false,
+            (VmHalf::All | VmHalf::Each, Isolation::Container) => false,
             (_, Isolation::Container) => true,
             (_, Isolation::Vm) if case.container_only => false,
             (VmHalf::All, Isolation::Vm) => true,
+            (VmHalf::Each, Isolation::Vm) => {
+                case.core || cli == Cli::Caisson || case.clients == Clients::Old
+            }
             (VmHalf::Core, Isolation::Vm) => case.core && cli == Cli::Caisson,
             (VmHalf::Off, Isolation::Vm) => false,
         }

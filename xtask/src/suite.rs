@@ -28,10 +28,6 @@ pub struct Options {
     /// Only the cases that run in the lab
     #[arg(long, conflicts_with_all = ["e2e", "units"])]
     lab: bool,
-    /// Also the vm half of every case in the lab. Not part of the rule: several microVMs at once bring the lab's own kernel down
-    /// (QEMU 7.2's emulated SVM)
-    #[arg(long)]
-    lab_vm: bool,
     /// Do not install packages or make images: skip what misses them
     #[arg(long)]
     offline: bool,
@@ -114,7 +110,7 @@ pub fn run(options: &Options) -> Result<()> {
                 suite("end to end", &mut cases, &mut tally)?;
             }
             if options.filter.is_none() {
-                in_the_lab(&binaries, &guest, options.lab_vm, &mut tally)?;
+                in_the_lab(&binaries, &guest, &mut tally)?;
             }
         } else {
             tally.skipped += 1;
@@ -150,7 +146,7 @@ const LAB_CONTAINER_CASES: [&str; 3] = ["limits::", "wall::user_namespace", "wal
 const SLOW_PATIENCE: u32 = 6;
 
 /// The vm half of every case, and the container half of some, on a machine with a hardware-like /dev/kvm and cgroup v2.
-fn in_the_lab(binaries: &Path, guest: &Path, vm: bool, tally: &mut Tally) -> Result<()> {
+fn in_the_lab(binaries: &Path, guest: &Path, tally: &mut Tally) -> Result<()> {
     if let Some(reason) = lab::missing() {
         tally.skipped += 1;
         *tally.reasons.entry(reason).or_default() += 1;
@@ -184,20 +180,11 @@ fn in_the_lab(binaries: &Path, guest: &Path, vm: bool, tally: &mut Tally) -> Res
         )?;
     }
     let containers = LAB_CONTAINER_CASES.join(" ");
-    let machines = if vm {
-        "CAISSON_TEST_VM=all ./e2e --test-threads 3 || code=1;"
-    } else {
-        tally.skipped += 1;
-        let reason = "the vm half of every case in the lab: QEMU 7.2's emulated SVM corrupts the lab's kernel when several microVMs run \
-                      (cargo xtask test --lab --lab-vm tries it)";
-        *tally.reasons.entry(reason.into()).or_default() += 1;
-        ""
-    };
     let script = format!(
         "export PATH=/payload/bin:$PATH CAISSON_BIN_DIR=/payload/bin CAISSON_TEST_IMAGES=/payload/images \
          CAISSON_TEST_PATIENCE={SLOW_PATIENCE}; \
          code=0; for f in {containers}; do CAISSON_TEST_VM=off ./e2e $f || code=1; done; \
-         {machines} exit $code"
+         CAISSON_TEST_VM=each ./e2e --test-threads 3 || code=1; exit $code"
     );
     let mut machine = Command::new(std::env::current_exe()?);
     machine
