@@ -1,7 +1,5 @@
 //! `logs` and the log options.
 
-use std::time::Duration;
-
 use caisson_tests::{IMAGE, Test, cases};
 
 fn ended(t: &Test, options: &[&str], script: &str) -> String {
@@ -155,7 +153,7 @@ fn logs_of_several_runs_are_kept(t: &Test) {
 fn follow_survives_a_burst(t: &Test) {
     let id = t.start_sh(&["-i"], "read x; seq 1 100000; echo end");
     let client = t.background(&["logs", "-f", &id]);
-    std::thread::sleep(Duration::from_millis(300));
+    t.settle(300);
     t.cli_with_input(&["attach", &id], b"go\n").ok();
     client.expect("\n100000\nend\n");
     assert_eq!(client.stdout.text().lines().count(), 100_001);

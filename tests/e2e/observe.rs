@@ -185,7 +185,7 @@ fn events_tell_the_life(t: &Test) {
         "--format",
         "{{.Type}} {{.Action}}",
     ]);
-    std::thread::sleep(Duration::from_millis(500));
+    t.settle(500);
     t.run(&["--name", &name, IMAGE, "sh", "-c", "exit 5"])
         .code(5);
     t.cli(&["rm", &name]).ok();

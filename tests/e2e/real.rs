@@ -1,7 +1,5 @@
 //! Images that none of us wrote: a Debian, a Python, a Redis, made from Debian's packages by `cargo xtask images`.
 
-use std::time::Duration;
-
 use caisson_tests::{Test, cases, client, fixture};
 
 /// Loads a real image once per daemon, or skips.
@@ -40,7 +38,7 @@ fn debian_interactive_bash(t: &Test) {
     terminal.send("su nobody -s /bin/bash -c 'id -un; stty size'\n");
     terminal.expect("nobody\r\n24 80\r\n");
     terminal.send("sleep 100\n");
-    std::thread::sleep(Duration::from_millis(300));
+    t.settle(300);
     terminal.send("\x1a");
     terminal.expect("Stopped");
     terminal.send("jobs; fg\n");

@@ -311,9 +311,9 @@ fn init_forwards_signals(t: &Test) {
 fn stop_signal_and_timeout(t: &Test) {
     let id = t.start_sh(
         &["--stop-signal", "USR1", "--stop-timeout", "30"],
-        "trap 'exit 9' USR1; while :; do sleep 0.05; done",
+        "trap 'exit 9' USR1; echo up; while :; do sleep 0.05; done",
     );
-    std::thread::sleep(std::time::Duration::from_millis(300));
+    t.eventually("it is up", || t.cli(&["logs", &id]).out().contains("up"));
     let outcome = t.cli(&["stop", &id]);
     outcome.ok();
     assert!(outcome.took.as_secs() < 10, "{}", outcome.dump());

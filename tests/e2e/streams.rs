@@ -97,7 +97,7 @@ fn ctrl_c_interrupts_the_foreground(t: &Test) {
     let mut terminal = t.terminal_run(&["--rm", "-it", IMAGE]);
     terminal.expect("/ # ");
     terminal.send("sleep 1000\n");
-    std::thread::sleep(Duration::from_millis(300));
+    t.settle(300);
     terminal.send("\x03");
     terminal.expect("/ # ");
     terminal.send("echo status $?\n");
@@ -163,7 +163,7 @@ fn attach_sees_output_and_exit_code(t: &Test) {
 fn attach_without_stdin(t: &Test) {
     let id = t.start_sh(&["-i"], "read line; echo got $line");
     let mut client = t.background(&["attach", "--no-stdin", &id]);
-    std::thread::sleep(Duration::from_millis(300));
+    t.settle(300);
     t.cli_with_input(&["attach", &id], b"other\n").ok();
     client.expect("got other");
     assert_eq!(client.exit_code(), 0);
@@ -180,7 +180,7 @@ fn several_clients_see_the_same(t: &Test) {
     let id = t.start_sh(&["-i"], "read line; echo heard $line");
     let first = t.background(&["attach", "--no-stdin", &id]);
     let second = t.background(&["attach", "--no-stdin", &id]);
-    std::thread::sleep(Duration::from_millis(300));
+    t.settle(300);
     t.cli_with_input(&["attach", &id], b"news\n").ok();
     first.expect("heard news");
     second.expect("heard news");

@@ -394,6 +394,11 @@ impl Test {
             .unwrap_or_else(|e| panic!("{method} {path}: {e}"))
     }
 
+    /// Gives what was started so many milliseconds to get where nobody can see that it is, more on slow machines.
+    pub fn settle(&self, milliseconds: u64) {
+        std::thread::sleep(crate::patience(milliseconds) / 1000);
+    }
+
     /// Waits a while for something to become true.
     #[track_caller]
     pub fn eventually(&self, what: &str, mut is_true: impl FnMut() -> bool) {
@@ -522,6 +527,18 @@ fn perform(
     }
 }
 
+/// `CAISSON_TEST_SHARD=2/3` is the second of three machines that share the work: its place from 0, and their number.
+fn shard() -> (usize, usize) {
+    let Ok(text) = std::env::var("CAISSON_TEST_SHARD") else {
+        return (0, 1);
+    };
+    text.split_once('/')
+        .and_then(|(part, parts)| Some((part.parse::<usize>().ok()?, parts.parse().ok()?)))
+        .filter(|(part, parts)| (1..=*parts).contains(part))
+        .map(|(part, parts)| (part - 1, parts))
+        .unwrap_or_else(|| panic!("CAISSON_TEST_SHARD={text}: use 1/2, 2/2 and the like"))
+}
+
 /// Runs all cases with libtest's command line; prints what was skipped and why.
 pub fn main(all: &[&[Case]]) -> ExitCode {
     let mut arguments = Arguments::from_args();
@@ -572,6 +589,10 @@ pub fn main(all: &[&[Case]]) -> ExitCode {
             }
         }
     }
+    let (part, parts) = shard();
+    let trials = (trials.into_iter().enumerate())
+        .filter_map(|(i, trial)| (i % parts == part).then_some(trial))
+        .collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
 
     let mut failed = conclusion.has_failed();

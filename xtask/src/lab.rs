@@ -10,8 +10,8 @@
 //!   kernel/        vmlinuz and modules, from Debian's linux-image-cloud-amd64
 //!   root/          a Debian minbase with what the cases need, from debootstrap
 //!   root.ext4      the same as a disk; the machine writes to a throw-away overlay of it (snapshot=on)
-//!   initramfs.cpio busybox and the modules that reach the disk
-//!   run-PID/       payload.ext4 (carried in, at /payload), results.img (a tar of /results, carried out), console.log
+//!   run-PID/       initramfs.cpio (busybox and the modules that reach the disk), payload.ext4 (carried in, at /payload),
+//!                  results.img (a tar of /results, carried out), console.log
 //! ```
 //!
 //! Must not know: what it runs.
@@ -62,12 +62,9 @@ pub struct Lab {
 /// Boots the lab, runs the command, prints its output. Returns the command's exit code.
 pub fn run(target: &Path, lab: &Lab) -> Result<i32> {
     let home = target.join("lab");
-    fs::create_dir_all(&home)?;
-    let kernel = kernel(&home)?;
-    let root = root_disk(&home, &kernel)?;
-    let initramfs = initramfs(&home, &kernel)?;
-
+    let (kernel, root) = prepare(&home)?;
     let run_dir = RunDir::new(&home)?;
+    let initramfs = initramfs(&run_dir.0, &kernel)?;
     let payload = payload_disk(&run_dir.0, lab)?;
     let results = run_dir.0.join("results.img");
     fs::File::create(&results)?.set_len(512 << 20)?;
@@ -110,6 +107,19 @@ pub fn run(target: &Path, lab: &Lab) -> Result<i32> {
     code.trim()
         .parse()
         .context("the lab's exit code is not a number")
+}
+
+/// Fetches and makes what every run shares, if it is not there. Not to be called by two at once.
+pub fn prepare_all(target: &Path) -> Result<()> {
+    prepare(&target.join("lab")).map(drop)
+}
+
+fn prepare(home: &Path) -> Result<(Kernel, PathBuf)> {
+    fs::create_dir_all(home)?;
+    qemu::command(home)?;
+    let kernel = kernel(home)?;
+    let root = root_disk(home, &kernel)?;
+    Ok((kernel, root))
 }
 
 /// What this machine lacks to run the lab, and how to get it.
@@ -255,10 +265,9 @@ tar -C /out -cf /dev/vdc . ; sync
 echo o > /proc/sysrq-trigger; sleep 60
 "#;
 
-fn initramfs(home: &Path, kernel: &Kernel) -> Result<PathBuf> {
-    let file = home.join("initramfs.cpio");
-    let tree = home.join("initramfs");
-    let _ = fs::remove_dir_all(&tree);
+fn initramfs(run_dir: &Path, kernel: &Kernel) -> Result<PathBuf> {
+    let file = run_dir.join("initramfs.cpio");
+    let tree = run_dir.join("initramfs");
     for dir in ["bin", "dev", "proc", "root", "modules"] {
         fs::create_dir_all(tree.join(dir))?;
     }
@@ -359,7 +368,8 @@ fn boot(
 ) -> Result<ExitStatus> {
     qemu.args([
         "-accel",
-        "tcg,thread=multi",
+        // with a thread for each CPU, an interrupt of one reaches another between #VMEXIT and STGI, which ends its kernel
+        "tcg,thread=single",
         "-cpu",
         "max",
         "-display",

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::mpsc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -66,7 +67,7 @@ pub fn run(options: &Options) -> Result<()> {
                 "--",
             ])
             .args(&filter);
-        suite("units and contracts", &mut units, &mut tally)?;
+        suite("units and contracts", &mut [units], &mut tally)?;
     }
     if !options.units {
         if !options.offline
@@ -107,7 +108,7 @@ pub fn run(options: &Options) -> Result<()> {
                     .env("CAISSON_TEST_IMAGES", images::directory())
                     .env("CAISSON_TEST_VM", vm_half_here(&mut tally))
                     .env("CAISSON_TEST_PATIENCE", SLOW_PATIENCE.to_string());
-                suite("end to end", &mut cases, &mut tally)?;
+                suite("end to end", &mut [cases], &mut tally)?;
             }
             if options.filter.is_none() {
                 in_the_lab(&binaries, &guest, &mut tally)?;
@@ -145,6 +146,9 @@ const LAB_CONTAINER_CASES: [&str; 3] = ["limits::", "wall::user_namespace", "wal
 /// their kernels.
 const SLOW_PATIENCE: u32 = 6;
 
+/// Machines that share the lab's cases.
+const LABS: usize = 2;
+
 /// The vm half of every case, and the container half of some, on a machine with a hardware-like /dev/kvm and cgroup v2.
 fn in_the_lab(binaries: &Path, guest: &Path, tally: &mut Tally) -> Result<()> {
     if let Some(reason) = lab::missing() {
@@ -179,30 +183,32 @@ fn in_the_lab(binaries: &Path, guest: &Path, tally: &mut Tally) -> Result<()> {
             images.join(archive.file_name().unwrap_or_default()),
         )?;
     }
+    lab::prepare_all(&target())?;
     let containers = LAB_CONTAINER_CASES.join(" ");
     let script = format!(
         "export PATH=/payload/bin:$PATH CAISSON_BIN_DIR=/payload/bin CAISSON_TEST_IMAGES=/payload/images \
          CAISSON_TEST_PATIENCE={SLOW_PATIENCE}; \
-         code=0; for f in {containers}; do CAISSON_TEST_VM=off ./e2e $f || code=1; done; \
-         CAISSON_TEST_VM=each ./e2e --test-threads 3 || code=1; exit $code"
+         code=0; for f in {containers}; do CAISSON_TEST_VM=off ./e2e --color never $f || code=1; done; \
+         CAISSON_TEST_VM=each ./e2e --color never --test-threads 2 || code=1; exit $code"
     );
-    let mut machine = Command::new(std::env::current_exe()?);
-    machine
-        .args([
-            "lab",
-            "--memory-mib",
-            "6000",
-            "--spare-mib",
-            "6000",
-            "--timeout-s",
-            "3000",
-        ])
-        .arg("--payload")
-        .arg(&payload)
-        .args(["--", &script]);
+    // each machine uses one of the host's processors
+    let own = std::env::current_exe()?;
+    let mut machines: Vec<Command> = (1..=LABS)
+        .map(|part| {
+            let mut machine = Command::new(&own);
+            machine
+                .args(["lab", "--cpus", "1"])
+                .args(["--memory-mib", "6000", "--spare-mib", "6000"])
+                .args(["--timeout-s", "3000", "--payload"])
+                .arg(&payload)
+                .arg("--")
+                .arg(format!("export CAISSON_TEST_SHARD={part}/{LABS}; {script}"));
+            machine
+        })
+        .collect();
     suite(
         "end to end in the lab: microVMs on hardware-like KVM, cgroup v2, Linux 6.1",
-        &mut machine,
+        &mut machines,
         tally,
     )
 }
@@ -224,16 +230,29 @@ fn test_program(name: &str) -> Result<PathBuf> {
         .with_context(|| format!("cargo built no test program {name}"))
 }
 
-fn suite(name: &str, command: &mut Command, tally: &mut Tally) -> Result<()> {
+/// Runs commands side by side and counts what their tests say.
+fn suite(name: &str, commands: &mut [Command], tally: &mut Tally) -> Result<()> {
     println!("\n── {name} ─────────────────────────────────────────");
     let before = (tally.passed, tally.failed);
-    let mut child = command
-        .stdout(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("cannot run {name}"))?;
-    let output = BufReader::new(child.stdout.take().expect("piped"));
-    for line in output.split(b'\n') {
-        let line = line?;
+    let (said, lines) = mpsc::channel();
+    let mut children = Vec::new();
+    for command in commands {
+        let mut child = command
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot run {name}"))?;
+        let output = BufReader::new(child.stdout.take().expect("piped"));
+        let said = said.clone();
+        std::thread::spawn(move || {
+            // the end of this thread's sender ends the loop below; a line that cannot be read ends the output
+            for line in output.split(b'\n').map_while(|line| line.ok()) {
+                let _ = said.send(line);
+            }
+        });
+        children.push(child);
+    }
+    drop(said);
+    for line in lines {
         let line = String::from_utf8_lossy(&line);
         note(&line, tally);
         if !line.contains("ignored (vm isolation") && !line.is_empty() {
@@ -241,12 +260,14 @@ fn suite(name: &str, command: &mut Command, tally: &mut Tally) -> Result<()> {
         }
         std::io::stdout().flush()?;
     }
-    let status = child.wait()?;
-    if before == (tally.passed, tally.failed) && !status.success() {
-        bail!("{name}: no test ran ({status})");
-    }
-    if !status.success() {
-        tally.broken.push(name.to_string());
+    for mut child in children {
+        let status = child.wait()?;
+        if before == (tally.passed, tally.failed) && !status.success() {
+            bail!("{name}: no test ran ({status})");
+        }
+        if !status.success() {
+            tally.broken.push(name.to_string());
+        }
     }
     Ok(())
 }
