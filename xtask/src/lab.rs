@@ -368,8 +368,7 @@ fn boot(
 ) -> Result<ExitStatus> {
     qemu.args([
         "-accel",
-        // with a thread for each CPU, an interrupt of one reaches another between #VMEXIT and STGI, which ends its kernel
-        "tcg,thread=single",
+        "tcg,thread=multi",
         "-cpu",
         "max",
         "-display",
