@@ -65,7 +65,7 @@ pub fn run(options: &Options) -> Result<()> {
                     &format!("--isolation={wall}"),
                     "caisson/toolbox",
                     "echo",
-                    "hello from docker's own client",
+                    "hello from the stock docker command line",
                 ],
             )?;
         }
@@ -205,7 +205,7 @@ impl Stage {
             .iter()
             .map(|a| {
                 if a.contains([' ', ';', '{']) {
-                    format!("'{a}'")
+                    format!("'{}'", a.replace('\'', r"'\''"))
                 } else {
                     a.to_string()
                 }
