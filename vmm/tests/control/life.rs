@@ -36,7 +36,7 @@ fn a_guest_runs_pauses_goes_on_and_is_stopped() {
         panic!("no stats");
     };
     assert!(stats.exits_io as usize >= more.len());
-    assert!(stats.guest_resident_bytes > 0 && stats.guest_resident_bytes < 4 << 20);
+    assert!(stats.guest_resident_bytes > 0 && stats.guest_resident_bytes < 16 << 20);
     assert!(stats.boot.built_us.is_some() && stats.boot.agent_us.is_none());
 
     let waiting = vm.ask(VmmRequest::Wait, &[]);

@@ -199,20 +199,38 @@ fn assisted(code: &[u8], start: &Start) -> Option<End> {
 /// Both, which must agree; what they agree on.
 #[track_caller]
 fn same(code: &[u8], start: &Start) -> Option<End> {
+    let agreed = compared(code, start)?;
+    Some(agreed.unwrap_or_else(|difference| panic!("{code:02x?}: {difference}")))
+}
+
+/// Both: what they agree on, or what they do not.
+fn compared(code: &[u8], start: &Start) -> Option<Result<End, String>> {
     let (native, assisted) = (natively(code, start)?, assisted(code, start)?);
-    let context = format!("{code:02x?}");
-    assert_eq!(assisted.left, native.left, "{context}");
-    assert_eq!(assisted.rip, native.rip, "{context}: RIP");
-    assert_eq!(assisted.general, native.general, "{context}: registers");
-    assert_eq!(assisted.flags, native.flags, "{context}: flags");
-    let first = (0..DATA_BYTES).find(|i| assisted.data[*i] != native.data[*i]);
-    if let Some(i) = first {
-        let range = i & !15..(i & !15) + 16;
-        panic!(
-            "{context}: memory at {i:#x}: {:02x?}, natively {:02x?}",
-            &assisted.data[range.clone()],
-            &native.data[range]
-        );
+    if assisted.left != native.left {
+        return Some(Err(format!(
+            "{:?}, natively {:?}",
+            assisted.left, native.left
+        )));
     }
-    Some(native)
+    let of = |end: &End| {
+        format!(
+            "RIP {:#x}, {:x?}, flags {:#x}",
+            end.rip, end.general, end.flags
+        )
+    };
+    if of(&assisted) != of(&native) {
+        return Some(Err(format!("{}, natively {}", of(&assisted), of(&native))));
+    }
+    let first = (0..DATA_BYTES).find(|i| assisted.data[*i] != native.data[*i]);
+    Some(match first {
+        None => Ok(native),
+        Some(i) => {
+            let range = i & !15..(i & !15) + 16;
+            Err(format!(
+                "memory at {i:#x}: {:02x?}, natively {:02x?}",
+                &assisted.data[range.clone()],
+                &native.data[range]
+            ))
+        }
+    })
 }
