@@ -29,7 +29,9 @@ use crate::shell::{on_path, run as run_tool};
 
 /// Packages of the lab's Debian: what end-to-end cases call inside it.
 const ROOT_PACKAGES: &str =
-    "kmod,iproute2,nftables,procps,busybox-static,e2fsprogs,ca-certificates";
+    "kmod,iproute2,nftables,procps,busybox-static,e2fsprogs,ca-certificates,docker-registry";
+/// Its disk: a layer of 2 GB is there as an archive, as it was sent, unpacked and as a block device.
+const ROOT_BYTES: u64 = 16 << 30;
 /// What the initramfs loads, in this order, to see the disks.
 const BOOT_MODULES: [&str; 2] = ["virtio_pci", "virtio_blk"];
 
@@ -201,7 +203,10 @@ fn release_of(tree: &Path) -> Result<String> {
 fn root_disk(home: &Path, kernel: &Kernel) -> Result<PathBuf> {
     let disk = home.join("root.ext4");
     let stamp = home.join("root.stamp");
-    let wanted = format!("{ROOT_PACKAGES} {}\n{LAB_INIT}", kernel.release);
+    let wanted = format!(
+        "{ROOT_PACKAGES} {ROOT_BYTES} {}\n{LAB_INIT}",
+        kernel.release
+    );
     if fs::read_to_string(&stamp).is_ok_and(|s| s == wanted) && disk.exists() {
         return Ok(disk);
     }
@@ -239,7 +244,7 @@ fn root_disk(home: &Path, kernel: &Kernel) -> Result<PathBuf> {
     )?;
     fs::write(root.join("lab-init"), LAB_INIT)?;
     run_tool(Command::new("chmod").arg("755").arg(root.join("lab-init")))?;
-    make_ext4(&root, &disk, 6 << 30)?;
+    make_ext4(&root, &disk, ROOT_BYTES)?;
     fs::remove_dir_all(&root)?;
     fs::write(stamp, wanted)?;
     Ok(disk)
@@ -388,7 +393,9 @@ fn boot(
     .arg(initramfs)
     .args([
         "-append",
-        "console=ttyS0 quiet panic=-1 mitigations=off rdinit=/init",
+        // a clock that ticks all the time: of QEMU's interrupts one in many thousand is lost when a guest is entered or left,
+        // and a machine that sleeps until just that one never wakes
+        "console=ttyS0 quiet panic=-1 mitigations=off nohz=off highres=off rdinit=/init",
     ])
     .args([
         "-serial",
