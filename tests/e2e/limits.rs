@@ -210,7 +210,7 @@ fn parent_cgroup(t: &Test) {
 
 cases![
     memory_limit_is_set,
-    out_of_memory_is_told.core(),
+    out_of_memory_is_told,
     a_plain_kill_is_not_out_of_memory,
     memory_reservation_and_swap,
     bad_memory_limits,
