@@ -192,7 +192,7 @@ fn in_the_lab(binaries: &Path, guest: &Path, tally: &mut Tally) -> Result<()> {
         let mut machine = Command::new(std::env::current_exe()?);
         machine
             .args(["lab", "--cpus", cpus, "--memory-mib", "6000"])
-            .args(["--spare-mib", "6000", "--timeout-s", "3000", "--payload"])
+            .args(["--spare-mib", "6000", "--timeout-s", "2100", "--payload"])
             .arg(&payload)
             .arg("--")
             .arg(format!(
