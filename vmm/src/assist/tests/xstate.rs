@@ -53,7 +53,7 @@ fn saving_every_mask_of_every_state() {
                 eprintln!("{code:02x?} state {in_use:#x} mask {mask:#x}");
                 // a processor may take state for in use that is as after INIT (Intel SDM 1, 13.6), and does after some
                 // switches of context: one of several tries must agree
-                let mut tries = (0..8).map(|_| compared(&code, &start));
+                let mut tries = (0..8).map(|_| compared(code, &start));
                 let mut last = tries.next().expect("a try");
                 while let (Some(Err(_)), Some(next)) = (&last, tries.next()) {
                     last = next;
