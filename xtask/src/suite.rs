@@ -58,14 +58,9 @@ pub fn run(options: &Options) -> Result<()> {
     if !options.e2e && !options.lab {
         let mut units = cargo();
         units
-            .args([
-                "test",
-                "--workspace",
-                "--exclude",
-                "caisson-tests",
-                "--no-fail-fast",
-                "--",
-            ])
+            .arg("test")
+            .args(UNITS)
+            .args(["--no-fail-fast", "--"])
             .args(&filter);
         suite("units and contracts", &mut [units], &mut tally)?;
     }
@@ -80,19 +75,8 @@ pub fn run(options: &Options) -> Result<()> {
         let binaries = if options.release {
             crate::build::run()?
         } else {
-            crate::shell::run(cargo().args([
-                "build",
-                "-p",
-                "caisson",
-                "-p",
-                "caisson-shim",
-                "-p",
-                "caisson-oci",
-                "-p",
-                "caisson-vmm",
-                "-p",
-                "caisson-share",
-            ]))?;
+            // the selection that the units are built with: another one has other features, and builds most crates again
+            crate::shell::run(cargo().arg("build").args(UNITS).arg("--all-targets"))?;
             target().join("debug")
         };
         let guest = crate::build::guest()?;
@@ -127,6 +111,9 @@ pub fn run(options: &Options) -> Result<()> {
     }
     Ok(())
 }
+
+/// The packages whose tests are units and contracts.
+const UNITS: [&str; 3] = ["--workspace", "--exclude", "caisson-tests"];
 
 /// Which cases are repeated behind a microVM on this machine itself.
 fn vm_half_here(tally: &mut Tally) -> &'static str {
