@@ -12,7 +12,7 @@ fn docker_py(t: &Test) {
         t.skip("no docker-py: apt-get install python3-docker");
     }
     let mut command = Command::new("/usr/bin/python3");
-    command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/e2e/docker_py.py"));
+    command.args(["-c", include_str!("docker_py.py")]);
     command.args([t.daemon.host().as_str(), IMAGE, t.isolation.name()]);
     command.env("REFERENCE", if t.is_reference() { "1" } else { "" });
     let outcome = client::run(command, b"");

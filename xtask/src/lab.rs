@@ -27,9 +27,11 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::qemu;
 use crate::shell::{on_path, run as run_tool};
 
-/// Packages of the lab's Debian: what end-to-end cases call inside it.
+/// Packages of the lab's Debian.
 const ROOT_PACKAGES: &str =
-    "kmod,iproute2,nftables,procps,busybox-static,e2fsprogs,ca-certificates,docker-registry";
+    "kmod,iproute2,nftables,procps,busybox-static,e2fsprogs,ca-certificates,socat";
+/// Peers that end-to-end cases talk to. debootstrap cannot configure all of them, and cases do without.
+const PEER_PACKAGES: [&str; 4] = ["docker-registry", "python3-docker", "skopeo", "podman"];
 /// Its disk: a layer of 2 GB is there as an archive, as it was sent, unpacked and as a block device.
 const ROOT_BYTES: u64 = 16 << 30;
 /// What the initramfs loads, in this order, to see the disks.
@@ -204,7 +206,7 @@ fn root_disk(home: &Path, kernel: &Kernel) -> Result<PathBuf> {
     let disk = home.join("root.ext4");
     let stamp = home.join("root.stamp");
     let wanted = format!(
-        "{ROOT_PACKAGES} {ROOT_BYTES} {}\n{LAB_INIT}",
+        "{ROOT_PACKAGES} {PEER_PACKAGES:?} {ROOT_BYTES} {}\n{LAB_INIT}",
         kernel.release
     );
     if fs::read_to_string(&stamp).is_ok_and(|s| s == wanted) && disk.exists() {
@@ -226,13 +228,36 @@ fn root_disk(home: &Path, kernel: &Kernel) -> Result<PathBuf> {
         ])
         .arg(&root)
         .stdout(log.try_clone()?)
-        .stderr(log)
+        .stderr(log.try_clone()?)
         .status()?;
+    let log_path = home.join("debootstrap.log");
     ensure!(
         made.success(),
         "debootstrap failed: see {}",
-        home.join("debootstrap.log").display()
+        log_path.display()
     );
+    let peers = Command::new("chroot")
+        .arg(&root)
+        .args([
+            "sh",
+            "-c",
+            "apt-get -q update && exec apt-get -qy install --no-install-recommends \"$@\"",
+            "sh",
+        ])
+        .args(PEER_PACKAGES)
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .status()?;
+    if !peers.success() {
+        eprintln!(
+            "lab: without {}: the cases that need them will be skipped; see {}",
+            PEER_PACKAGES.join(", "),
+            log_path.display()
+        );
+    }
     for litter in ["var/cache/apt/archives", "var/lib/apt/lists"] {
         let _ = fs::remove_dir_all(root.join(litter));
     }

@@ -55,6 +55,8 @@ pub fn run(options: &Options) -> Result<()> {
     }
     let mut tally = Tally::default();
     let filter: Vec<&str> = options.filter.as_deref().into_iter().collect();
+    // first of all: one of the units goes through the kernel's instructions
+    let guest = crate::build::guest()?;
     if !options.e2e && !options.lab {
         let mut units = cargo();
         units
@@ -79,7 +81,6 @@ pub fn run(options: &Options) -> Result<()> {
             crate::shell::run(cargo().arg("build").args(UNITS).arg("--all-targets"))?;
             target().join("debug")
         };
-        let guest = crate::build::guest()?;
         if is_root() {
             if !options.lab {
                 let mut cases = cargo();
@@ -126,8 +127,13 @@ fn vm_half_here(tally: &mut Tally) -> &'static str {
     "off"
 }
 
-/// Cases that depend on the host's cgroups and kernel, once more on cgroup v2 and an older kernel.
-const LAB_CONTAINER_CASES: [&str; 3] = ["limits::", "wall::user_namespace", "wall::device"];
+/// Cases that depend on the host's cgroups, mounts and kernel, once more on cgroup v2 and an older kernel.
+const LAB_CONTAINER_CASES: [&str; 4] = [
+    "limits::",
+    "wall::user_namespace",
+    "wall::device",
+    "mounts::bind_propagation",
+];
 
 /// What takes a second elsewhere takes several in the lab, which is a processor in software, and in microVMs on hosts that emulate
 /// their kernels.
@@ -136,6 +142,9 @@ const SLOW_PATIENCE: u32 = 6;
 /// Cases that want several processors. QEMU delivers interrupts of one emulated processor to another where AMD-V holds them back,
 /// which in a few minutes of microVMs ends the lab's kernel: so these have a machine to themselves, and all others have one processor.
 const LAB_SMP_CASES: [&str; 2] = ["vm::vcpus_follow", "vm::two_machines"];
+
+/// The older of two docker command lines, where cases look for it.
+const DEBIANS_DOCKER: &str = "/usr/bin/docker";
 
 /// Machines that share the other cases: one for each processor that CI has.
 const LABS: usize = 2;
@@ -163,6 +172,9 @@ fn in_the_lab(binaries: &Path, guest: &Path, tally: &mut Tally) -> Result<()> {
     if let Some(docker) = on_path("docker") {
         std::fs::copy(docker, bin.join("docker"))?;
     }
+    if Path::new(DEBIANS_DOCKER).exists() {
+        std::fs::copy(DEBIANS_DOCKER, payload.join("debians-docker"))?;
+    }
     for file in crate::build::GUEST_FILES {
         std::fs::copy(guest.join(file), bin.join("guest").join(file))?;
     }
@@ -184,7 +196,8 @@ fn in_the_lab(binaries: &Path, guest: &Path, tally: &mut Tally) -> Result<()> {
             .arg("--")
             .arg(format!(
                 "export PATH=/payload/bin:$PATH CAISSON_BIN_DIR=/payload/bin CAISSON_TEST_IMAGES=/payload/images \
-                 CAISSON_TEST_PATIENCE={SLOW_PATIENCE} CAISSON_TEST_VM=each; code=0; {script} exit $code"
+                 CAISSON_TEST_PATIENCE={SLOW_PATIENCE} CAISSON_TEST_VM=each; \
+                 [ ! -e debians-docker ] || cp debians-docker {DEBIANS_DOCKER}; code=0; {script} exit $code"
             ));
         Ok(machine)
     };
