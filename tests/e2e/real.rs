@@ -181,13 +181,13 @@ fn save_and_load_keep_a_real_image(t: &Test) {
 }
 
 cases![
-    debian_release,
-    debian_interactive_bash,
+    debian_release.core(),
+    debian_interactive_bash.through_both(),
     debian_as_another_user,
     debian_package_tools_work,
-    python_computes,
+    python_computes.through_both(),
     python_serves_over_loopback,
-    redis_answers_while_logs_follow,
+    redis_answers_while_logs_follow.through_both(),
     redis_on_the_hosts_loopback.container_only(),
     save_and_load_keep_a_real_image.clients(caisson_tests::case::Clients::Native),
 ];

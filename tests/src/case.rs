@@ -42,7 +42,8 @@ impl Isolation {
 enum VmHalf {
     /// Every one through both clients, and nothing else.
     All,
-    /// Every one, and nothing else, but only [`Case::core`] ones through the stock client too: what the lab runs in CI.
+    /// Every one, and nothing else, but only [`Case::core`] and [`Case::through_both`] ones through the stock client too: what the
+    /// lab runs in CI.
     Each,
     /// Those marked [`Case::core`]: a selection for hosts where a virtual machine starts slowly.
     Core,
@@ -70,7 +71,10 @@ impl VmHalf {
             (_, Isolation::Vm) if case.container_only => false,
             (VmHalf::All, Isolation::Vm) => true,
             (VmHalf::Each, Isolation::Vm) => {
-                case.core || cli == Cli::Caisson || case.clients == Clients::Old
+                case.core
+                    || case.through_both
+                    || cli == Cli::Caisson
+                    || case.clients == Clients::Old
             }
             (VmHalf::Core, Isolation::Vm) => case.core && cli == Cli::Caisson,
             (VmHalf::Off, Isolation::Vm) => false,
@@ -103,6 +107,7 @@ pub struct Case {
     container_only: bool,
     vm_only: bool,
     core: bool,
+    through_both: bool,
     later: Option<&'static str>,
 }
 
@@ -119,6 +124,7 @@ impl Case {
             container_only: false,
             vm_only: false,
             core: false,
+            through_both: false,
             later: None,
         }
     }
@@ -150,6 +156,12 @@ impl Case {
     /// Repeated behind a microVM on any host that can, not only in the lab.
     pub const fn core(mut self) -> Self {
         self.core = true;
+        self
+    }
+
+    /// In the lab through the stock client as well, as core cases are.
+    pub const fn through_both(mut self) -> Self {
+        self.through_both = true;
         self
     }
 

@@ -5,7 +5,7 @@
 //! kill a daemon or start one with other flags asks for its own ([`Test::own_daemon`]).
 //!
 //! `CAISSON_TEST_VM` says which cases are repeated behind a microVM: `core`, a selection, beside the container half (the
-//! rule); `all` of them and nothing else; `each` of them, the core ones through
+//! rule); `all` of them and nothing else; `each` of them, the core ones and some others through
 //! both clients (the lab); `off`. `CAISSON_TEST_PATIENCE` multiplies every limit of time.
 //!
 //! `CAISSON_TEST_TARGET=dockerd` runs the same cases against Debian's dockerd: a case that fails there is a wrong case.
