@@ -152,9 +152,85 @@ fn titled(columns: &[(&str, Column)]) -> Columns {
         .collect()
 }
 
+/// What `ps aux` prints.
+const USER: &[(&str, Column)] = &[
+    ("USER", Column::User),
+    ("PID", Column::Pid),
+    ("%CPU", Column::CpuPercent),
+    ("%MEM", Column::MemoryPercent),
+    ("VSZ", Column::VirtualKib),
+    ("RSS", Column::ResidentKib),
+    ("TTY", Column::Terminal),
+    ("STAT", Column::State),
+    ("START", Column::StartShort),
+    ("TIME", Column::TimeShort),
+    ("COMMAND", Column::CommandLine),
+];
+
+/// What `ps -F` prints.
+const EXTRA: &[(&str, Column)] = &[
+    ("UID", Column::User),
+    ("PID", Column::Pid),
+    ("PPID", Column::Ppid),
+    ("C", Column::CpuInteger),
+    ("SZ", Column::SizePages),
+    ("RSS", Column::ResidentKib),
+    ("PSR", Column::Processor),
+    ("STIME", Column::StartShort),
+    ("TTY", Column::Terminal),
+    ("TIME", Column::TimeLong),
+    ("CMD", Column::CommandLine),
+];
+
+/// What `ps -l` prints.
+const LONG: &[(&str, Column)] = &[
+    ("F", Column::Flags),
+    ("S", Column::StateOnly),
+    ("UID", Column::Uid),
+    ("PID", Column::Pid),
+    ("PPID", Column::Ppid),
+    ("C", Column::CpuInteger),
+    ("PRI", Column::Priority),
+    ("NI", Column::Nice),
+    ("ADDR", Column::Address),
+    ("SZ", Column::SizePages),
+    ("WCHAN", Column::WaitChannel),
+    ("TTY", Column::Terminal),
+    ("TIME", Column::TimeLong),
+    ("CMD", Column::CommandName),
+];
+
+/// What `ps -f` prints.
+const FULL: &[(&str, Column)] = &[
+    ("UID", Column::User),
+    ("PID", Column::Pid),
+    ("PPID", Column::Ppid),
+    ("C", Column::CpuInteger),
+    ("STIME", Column::StartShort),
+    ("TTY", Column::Terminal),
+    ("TIME", Column::TimeLong),
+    ("CMD", Column::CommandLine),
+];
+
+/// What `ps ax` prints.
+const BSD: &[(&str, Column)] = &[
+    ("PID", Column::Pid),
+    ("TTY", Column::Terminal),
+    ("STAT", Column::State),
+    ("TIME", Column::TimeShort),
+    ("COMMAND", Column::CommandLine),
+];
+
+/// What `ps` prints.
+const SHORT: &[(&str, Column)] = &[
+    ("PID", Column::Pid),
+    ("TTY", Column::Terminal),
+    ("TIME", Column::TimeLong),
+    ("CMD", Column::CommandName),
+];
+
 /// Which columns `ps` would print.
 fn plan(ps_args: &str) -> Result<Columns, Error> {
-    use Column::*;
     let words: Vec<&str> = ps_args.split_whitespace().collect();
     let mut chosen: Columns = Vec::new();
     let (mut full, mut extra, mut long, mut user, mut plain_bsd) =
@@ -198,80 +274,23 @@ fn plan(ps_args: &str) -> Result<Columns, Error> {
             }
         }
     }
-    Ok(if !chosen.is_empty() {
-        chosen
-    } else if user {
-        titled(&[
-            ("USER", User),
-            ("PID", Pid),
-            ("%CPU", CpuPercent),
-            ("%MEM", MemoryPercent),
-            ("VSZ", VirtualKib),
-            ("RSS", ResidentKib),
-            ("TTY", Terminal),
-            ("STAT", State),
-            ("START", StartShort),
-            ("TIME", TimeShort),
-            ("COMMAND", CommandLine),
-        ])
+    if !chosen.is_empty() {
+        return Ok(chosen);
+    }
+    let format = if user {
+        USER
     } else if extra {
-        titled(&[
-            ("UID", User),
-            ("PID", Pid),
-            ("PPID", Ppid),
-            ("C", CpuInteger),
-            ("SZ", SizePages),
-            ("RSS", ResidentKib),
-            ("PSR", Processor),
-            ("STIME", StartShort),
-            ("TTY", Terminal),
-            ("TIME", TimeLong),
-            ("CMD", CommandLine),
-        ])
+        EXTRA
     } else if long {
-        titled(&[
-            ("F", Flags),
-            ("S", StateOnly),
-            ("UID", Uid),
-            ("PID", Pid),
-            ("PPID", Ppid),
-            ("C", CpuInteger),
-            ("PRI", Priority),
-            ("NI", Nice),
-            ("ADDR", Address),
-            ("SZ", SizePages),
-            ("WCHAN", WaitChannel),
-            ("TTY", Terminal),
-            ("TIME", TimeLong),
-            ("CMD", CommandName),
-        ])
+        LONG
     } else if full {
-        titled(&[
-            ("UID", User),
-            ("PID", Pid),
-            ("PPID", Ppid),
-            ("C", CpuInteger),
-            ("STIME", StartShort),
-            ("TTY", Terminal),
-            ("TIME", TimeLong),
-            ("CMD", CommandLine),
-        ])
+        FULL
     } else if plain_bsd {
-        titled(&[
-            ("PID", Pid),
-            ("TTY", Terminal),
-            ("STAT", State),
-            ("TIME", TimeShort),
-            ("COMMAND", CommandLine),
-        ])
+        BSD
     } else {
-        titled(&[
-            ("PID", Pid),
-            ("TTY", Terminal),
-            ("TIME", TimeLong),
-            ("CMD", CommandName),
-        ])
-    })
+        SHORT
+    };
+    Ok(titled(format))
 }
 
 /// `pid,user,args=WHAT`: as with `ps`, a title of one's own takes the rest of the list.
