@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use std::rc::Rc;
 
 use caisson_jail::cgroup::Cgroup;
-use caisson_jail::{Exec, Gate, Root, Setup};
+use caisson_jail::{Exec, Gate, Init, Root, Setup};
 use caisson_protocol::{
     CreateRequest, Error, INIT, Request, Response, SandboxState, SignalRequest, SpawnRequest,
 };
+use nix::unistd::Pid;
 use oci_spec::runtime::{LinuxResources, Process as OciProcess, Spec};
 use serde_json::value::RawValue;
 
@@ -63,6 +64,12 @@ impl Supervisor {
             .ok_or_else(|| Error::conflict("there is no sandbox yet"))
     }
 
+    fn made_mut(&mut self) -> Result<&mut Sandbox, Error> {
+        self.sandbox
+            .as_mut()
+            .ok_or_else(|| Error::conflict("there is no sandbox yet"))
+    }
+
     pub(crate) fn process(&self, id: &str) -> Result<&Process, Error> {
         self.processes
             .get(id)
@@ -103,10 +110,7 @@ impl Supervisor {
 
     fn spawn(&mut self, request: SpawnRequest) -> Result<Response, Error> {
         let id = check_process_id(&request.process)?;
-        let sandbox = self
-            .sandbox
-            .as_ref()
-            .ok_or_else(|| Error::conflict("there is no sandbox yet"))?;
+        let sandbox = self.made()?;
         if self.destruction.is_some() {
             return Err(Error::conflict("the sandbox is being destroyed"));
         }
@@ -117,15 +121,8 @@ impl Supervisor {
         self.host.adapt_process(&mut oci);
         forget_own_protection(&mut oci);
         let terminal = oci.terminal().unwrap_or(false);
-        let init_pid = match self.processes.get(INIT) {
-            _ if id == INIT => None,
-            Some(init) if matches!(init.state, State::Running) && !sandbox.paused => Some(init.pid),
-            Some(_) if sandbox.paused => {
-                return Err(Error::conflict("the container is paused: unpause it first"));
-            }
-            _ => return Err(Error::conflict("the container is not running")),
-        };
-        let oom_kills_before = match init_pid {
+        let joined = self.joined_by(id, sandbox.paused)?;
+        let oom_kills_before = match joined {
             Some(_) => sandbox.cgroup.oom_kills().unwrap_or(0),
             None => 0,
         };
@@ -136,42 +133,7 @@ impl Supervisor {
             .map(|file| self.host.open_log(file))
             .transpose()?;
         let (stdio, ends) = open_streams(&request.stdio, terminal, request.size)?;
-
-        let made = match init_pid {
-            None => {
-                let mut spec = sandbox.spec.clone();
-                spec.set_process(Some(oci));
-                let made = caisson_jail::create(Setup {
-                    id: &sandbox.id,
-                    spec: &spec,
-                    root: Root::Mounted(sandbox.rootfs.clone()),
-                    stdio,
-                    gate: Gate::Pipe,
-                    cgroup: &sandbox.cgroup,
-                    reaper: sandbox.reaper,
-                    preserve_fds: 0,
-                    no_pivot: false,
-                    no_new_keyring: false,
-                    die_with_parent: true,
-                });
-                if made.is_ok()
-                    && let Some(sandbox) = &mut self.sandbox
-                {
-                    sandbox.spec = spec;
-                }
-                made
-            }
-            Some(init_pid) => caisson_jail::exec(Exec {
-                init_pid,
-                spec: &sandbox.spec,
-                process: &oci,
-                stdio,
-                cgroup: &sandbox.cgroup,
-                preserve_fds: 0,
-                hold: true,
-            }),
-        };
-        let mut init = made.map_err(jail_error)?;
+        let mut init = self.make_process(oci, joined, stdio)?;
         let terminal = init.console.take();
         let (outputs, input) = watch_streams(
             &mut self.poller,
@@ -200,6 +162,56 @@ impl Supervisor {
         process.listen(true);
         self.register_process(process);
         Ok(Response::Pid(pid.as_raw()))
+    }
+
+    /// The first process, whose namespaces any other one joins.
+    fn joined_by(&self, id: &str, paused: bool) -> Result<Option<Pid>, Error> {
+        match self.processes.get(INIT) {
+            _ if id == INIT => Ok(None),
+            Some(init) if matches!(init.state, State::Running) && !paused => Ok(Some(init.pid)),
+            Some(_) if paused => Err(Error::conflict("the container is paused: unpause it first")),
+            _ => Err(Error::conflict("the container is not running")),
+        }
+    }
+
+    /// Makes a process that is held until it is started: the first one, or one that joins it.
+    fn make_process(
+        &mut self,
+        oci: OciProcess,
+        joined: Option<Pid>,
+        stdio: caisson_jail::Stdio,
+    ) -> Result<Init, Error> {
+        let sandbox = self.made_mut()?;
+        if let Some(init_pid) = joined {
+            return caisson_jail::exec(Exec {
+                init_pid,
+                spec: &sandbox.spec,
+                process: &oci,
+                stdio,
+                cgroup: &sandbox.cgroup,
+                preserve_fds: 0,
+                hold: true,
+            })
+            .map_err(jail_error);
+        }
+        let mut spec = sandbox.spec.clone();
+        spec.set_process(Some(oci));
+        let init = caisson_jail::create(Setup {
+            id: &sandbox.id,
+            spec: &spec,
+            root: Root::Mounted(sandbox.rootfs.clone()),
+            stdio,
+            gate: Gate::Pipe,
+            cgroup: &sandbox.cgroup,
+            reaper: sandbox.reaper,
+            preserve_fds: 0,
+            no_pivot: false,
+            no_new_keyring: false,
+            die_with_parent: true,
+        })
+        .map_err(jail_error)?;
+        sandbox.spec = spec;
+        Ok(init)
     }
 
     fn start(&mut self, id: &str) -> Result<Response, Error> {
@@ -302,10 +314,7 @@ impl Supervisor {
         ) {
             return Err(Error::conflict("the container is not running"));
         }
-        let sandbox = self
-            .sandbox
-            .as_mut()
-            .ok_or_else(|| Error::conflict("there is no sandbox yet"))?;
+        let sandbox = self.made_mut()?;
         if sandbox.paused {
             return Err(Error::conflict("the container is paused already"));
         }
@@ -315,10 +324,7 @@ impl Supervisor {
     }
 
     fn resume(&mut self) -> Result<Response, Error> {
-        let sandbox = self
-            .sandbox
-            .as_mut()
-            .ok_or_else(|| Error::conflict("there is no sandbox yet"))?;
+        let sandbox = self.made_mut()?;
         if !sandbox.paused {
             return Err(Error::conflict("the container is not paused"));
         }
