@@ -21,7 +21,7 @@ fn main() {
         .build()
         .expect("tokio");
     runtime.block_on(async {
-        let Some(bench) = Bench::container() else {
+        let Some(bench) = Bench::new(caisson_runtime::Isolation::Container) else {
             return;
         };
         let mut steps: Vec<(&str, Vec<Duration>)> = [

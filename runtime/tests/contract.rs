@@ -1,8 +1,8 @@
 //! What every isolation must do, whichever wall it builds. Each case runs against a fresh [`Bench`] and looks at the host
 //! afterwards: no process, cgroup, mount or file of the sandbox may be left.
 //!
-//! Needs root, cgroups and Debian's static busybox; without them a case says so and passes. The vm half takes a boot a case:
-//! it runs when `CAISSON_CONTRACT_VM` is set, and needs `caisson-vmm` and the guest's files (`cargo xtask build`).
+//! Needs root, cgroups and Debian's static busybox; without them a case says so and passes. The vm half takes a boot a case, and
+//! needs `caisson-vmm` and the guest's files (`cargo xtask build`): `cargo xtask test` runs it in the lab, `--ignored` here.
 
 #[path = "contract/bench.rs"]
 mod bench;
@@ -27,18 +27,19 @@ macro_rules! contract {
             $(
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn $name() {
-                    if let Some(bench) = $crate::bench::Bench::container() {
+                    if let Some(bench) = $crate::bench::Bench::new(caisson_runtime::Isolation::Container) {
                         super::$name(&bench).await;
                         bench.assert_clean().await;
                     }
                 }
             )*
         }
-        mod vm {
+        mod microvm {
             $(
+                #[ignore = "a microVM's boot each: in the lab"]
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn $name() {
-                    if let Some(bench) = $crate::bench::Bench::vm() {
+                    if let Some(bench) = $crate::bench::Bench::new(caisson_runtime::Isolation::Vm) {
                         super::$name(&bench).await;
                         bench.assert_clean().await;
                     }

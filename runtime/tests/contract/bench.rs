@@ -51,22 +51,8 @@ fn shim() -> &'static Path {
 }
 
 impl Bench {
-    /// `None` where the host lacks something, or the vm half is not asked for.
-    pub fn vm() -> Option<Bench> {
-        static ASKED: OnceLock<bool> = OnceLock::new();
-        let asked = ASKED.get_or_init(|| std::env::var_os("CAISSON_CONTRACT_VM").is_some());
-        if !asked {
-            eprintln!("SKIPPED: CAISSON_CONTRACT_VM is not set");
-            return None;
-        }
-        Self::new(Isolation::Vm)
-    }
-
-    pub fn container() -> Option<Bench> {
-        Self::new(Isolation::Container)
-    }
-
-    fn new(isolation: Isolation) -> Option<Bench> {
+    /// `None` where the host lacks something.
+    pub fn new(isolation: Isolation) -> Option<Bench> {
         for (there, why) in [
             (nix::unistd::geteuid().is_root(), "not root"),
             (
@@ -482,12 +468,7 @@ pub fn logged(path: &Path, stream: &str) -> String {
 
 pub async fn eventually(what: &str, mut check: impl AsyncFnMut() -> bool) {
     // A question to a guest may take seconds where ring 0 is emulated.
-    let patience = if std::env::var_os("CAISSON_CONTRACT_VM").is_some() {
-        120
-    } else {
-        10
-    };
-    let deadline = Instant::now() + Duration::from_secs(patience);
+    let deadline = Instant::now() + Duration::from_secs(120);
     while !check().await {
         assert!(Instant::now() < deadline, "never: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;

@@ -3,11 +3,13 @@
 //! ```text
 //!   client ── Hello, requests ──▶ one thread a request ──▶ sandbox.rs ──▶ answer
 //!   client ── Hello, attach / *_path ──▶ a connection with the agent of its own; from then on bytes both ways,
-//!                                        64 KiB at a time, each side waiting for the other
+//!                                        64 KiB at a time, each side waiting for the other; what a slow client has not
+//!                                        taken when its sandbox is destroyed is kept here, and the guest can go
 //! ```
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
@@ -15,12 +17,22 @@ use caisson_protocol::{
     Error, FrameDecoder, GENERATION, Hello, Request, RequestFrame, decode, encode,
 };
 
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags};
+
 use super::Shim;
 use super::agent::read_frame;
 use super::client::Client;
 
 /// More requests at a time than any daemon makes; beyond them a connection is not read on.
 const MAX_REQUESTS: usize = 256;
+
+/// What is read at once.
+const CHUNK_BYTES: usize = 64 << 10;
+
+/// The most that is kept for a client when its sandbox ends: more than an agent has for one (its `STALL_BYTES`, and the pipes).
+const REST_BYTES: usize = 8 << 20;
 
 /// Serves a connection to its end.
 pub fn serve(shim: &Arc<Shim>, stream: UnixStream) -> io::Result<()> {
@@ -107,8 +119,11 @@ fn pass_through(
     mut decoder: FrameDecoder,
     frame: RequestFrame,
 ) -> io::Result<()> {
-    let opened = shim.sandbox.made().and_then(|made| made.agent.open());
-    let (mut agent, mut from_agent) = match opened {
+    let opened = shim
+        .sandbox
+        .made()
+        .and_then(|made| Ok((made.agent.open()?, made)));
+    let ((mut agent, mut from_agent), made) = match opened {
         Ok(opened) => opened,
         Err(error) => {
             client.answer(frame.id, Err(error));
@@ -131,7 +146,7 @@ fn pass_through(
         };
         let _ = agent_out.shutdown(shutdown);
     })?;
-    let result = copy(&agent, &stream);
+    let result = copy_out(&agent, &stream, made.destruction.as_fd());
     // The agent ends a connection when all is said.
     let _ = stream.shutdown(Shutdown::Both);
     let _ = agent.shutdown(Shutdown::Both);
@@ -144,7 +159,7 @@ fn pass_through(
 }
 
 fn copy(mut from: &UnixStream, mut to: &UnixStream) -> io::Result<()> {
-    let mut buffer = vec![0; 64 << 10];
+    let mut buffer = vec![0; CHUNK_BYTES];
     loop {
         match from.read(&mut buffer) {
             Ok(0) => return Ok(()),
@@ -152,5 +167,95 @@ fn copy(mut from: &UnixStream, mut to: &UnixStream) -> io::Result<()> {
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return Err(e),
         }
+    }
+}
+
+/// Copies until the agent has said all, and lets it go as soon as that is here. It waits for a slow client until its sandbox is
+/// destroyed.
+fn copy_out(
+    agent: &UnixStream,
+    client: &UnixStream,
+    destruction: BorrowedFd<'_>,
+) -> io::Result<()> {
+    let mut buffer = vec![0; CHUNK_BYTES];
+    let mut rest: Vec<u8> = Vec::new();
+    let (mut open, mut limit) = (true, 1);
+    while open || !rest.is_empty() {
+        let wanted = [
+            (open && rest.len() < limit, agent.as_fd(), PollFlags::IN),
+            (!rest.is_empty(), client.as_fd(), PollFlags::OUT),
+            (limit < REST_BYTES, destruction, PollFlags::IN),
+        ];
+        let mut fds: Vec<PollFd<'_>> = wanted
+            .iter()
+            .filter(|(wanted, ..)| *wanted)
+            .map(|(_, fd, flags)| PollFd::from_borrowed_fd(*fd, *flags))
+            .collect();
+        match poll(&mut fds, None) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let mut ready = fds.iter().map(|fd| !fd.revents().is_empty());
+        let [readable, writable, destroyed] =
+            wanted.map(|(wanted, ..)| wanted && ready.next().unwrap_or(false));
+        if destroyed {
+            limit = REST_BYTES;
+        }
+        if readable {
+            match rustix::net::recv(agent, &mut buffer[..], RecvFlags::DONTWAIT) {
+                Ok((_, 0)) => {
+                    open = false;
+                    let _ = agent.shutdown(Shutdown::Both);
+                }
+                Ok((_, count)) => rest.extend_from_slice(&buffer[..count]),
+                Err(Errno::INTR | Errno::AGAIN) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if writable {
+            match rustix::net::send(client, &rest, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+                Ok(sent) => drop(rest.drain(..sent)),
+                Err(Errno::INTR | Errno::AGAIN) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use rustix::event::{EventfdFlags, eventfd};
+
+    const SAID: usize = 1 << 20;
+
+    #[test]
+    fn a_slow_client_is_waited_for_until_the_sandbox_is_destroyed() {
+        let (mut agent, from_agent) = UnixStream::pair().expect("a pair");
+        let (to_client, mut client) = UnixStream::pair().expect("a pair");
+        let destruction = eventfd(0, EventfdFlags::CLOEXEC).expect("an eventfd");
+        let event = destruction.try_clone().expect("a descriptor");
+        let relay = std::thread::spawn(move || copy_out(&from_agent, &to_client, event.as_fd()));
+        agent
+            .set_write_timeout(Some(std::time::Duration::from_millis(200)))
+            .expect("set");
+        let said: Vec<u8> = (0..SAID).map(|i| i as u8).collect();
+        let mut taken = 0;
+        while let Ok(count) = agent.write(&said[taken..]) {
+            taken += count;
+        }
+        assert!(taken < SAID, "nobody was waited for");
+
+        rustix::io::write(&destruction, &1u64.to_ne_bytes()).expect("written");
+        agent.write_all(&said[taken..]).expect("the rest is taken");
+        agent.shutdown(Shutdown::Write).expect("all is said");
+        assert_eq!(agent.read(&mut [0; 1]).expect("hung up"), 0);
+        drop(agent);
+        let mut got = vec![0; SAID];
+        client.read_exact(&mut got).expect("all of it");
+        assert!(got == said);
+        relay.join().expect("no panic").expect("copied");
     }
 }

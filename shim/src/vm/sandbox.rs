@@ -8,6 +8,7 @@
 
 use std::fs;
 use std::io::Read;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,6 +23,7 @@ use caisson_protocol::{
 };
 use caisson_supervisor::{check_process_id, jail_error, parse_oci};
 use oci_spec::runtime::{LinuxResources, Spec};
+use rustix::event::{EventfdFlags, eventfd};
 use serde_json::value::RawValue;
 
 use super::agent::Agent;
@@ -77,6 +79,8 @@ pub struct Made {
     factor: u32,
     /// It is being destroyed: its end is what is wanted.
     ending: Arc<AtomicBool>,
+    /// The same, for whoever waits for several things: an eventfd that is readable from then on.
+    pub destruction: OwnedFd,
 }
 
 impl Sandbox {
@@ -156,6 +160,8 @@ impl Sandbox {
             scratch: upper,
             shares,
         };
+        let destruction = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(|e| Error::failed("cannot make an eventfd", e))?;
         let machine = Arc::new(Machine::start(parts, &plan)?);
         let result = self.bring_up(&machine, &setup, &plan, files, request.id, request.reaper);
         match result {
@@ -167,6 +173,7 @@ impl Sandbox {
                     agent,
                     cgroup,
                     ending,
+                    destruction,
                 })
             }
             Err(error) => {
@@ -377,6 +384,9 @@ impl Sandbox {
             return self.abandon();
         };
         made.ending.store(true, Ordering::Release);
+        if let Err(error) = rustix::io::write(&made.destruction, &1u64.to_ne_bytes()) {
+            tracing::error!(%error, "streams are not told that their sandbox ends");
+        }
         // A second request may be in more of a hurry than the first.
         let _one = match self.destroying.try_lock() {
             Ok(guard) => guard,
