@@ -15,7 +15,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 
 use crate::lab;
-use crate::shell::{on_path, output, run as run_command, target};
+use crate::shell::{OWN_PROGRAM, on_path, output, run as run_command, target};
 use crate::statistics::{interval, median};
 
 const SCRIPT: &str = include_str!("bench_vm.sh");
@@ -94,8 +94,7 @@ pub fn run(options: &Options) -> Result<()> {
     carry_qemu(&payload.join("qemu"))?;
     guest_root(&payload)?;
     fs::write(payload.join("bench.sh"), SCRIPT)?;
-    let own = std::env::current_exe()?;
-    let mut machine = Command::new(own);
+    let mut machine = Command::new(OWN_PROGRAM);
     machine
         // of several processors QEMU delivers interrupts between one another where AMD-V holds them back
         .args(["lab", "--cpus", "1", "--memory-mib", "3000", "--payload"])

@@ -17,6 +17,9 @@ pub fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 
+/// This very program, also when a build has put another one in its place meanwhile.
+pub const OWN_PROGRAM: &str = "/proc/self/exe";
+
 /// `cargo`, the one that runs this task.
 pub fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));

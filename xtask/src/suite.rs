@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use crate::shell::{cargo, is_root, on_path, target};
+use crate::shell::{OWN_PROGRAM, cargo, is_root, on_path, target};
 use crate::{images, lab, setup};
 
 /// What to run.
@@ -202,7 +202,7 @@ fn in_the_lab(binaries: &Path, guest: &Path, tally: &mut Tally) -> Result<()> {
     }
     lab::prepare_all(&target())?;
     let lab = |cpus: &str, script: String| -> Result<Command> {
-        let mut machine = Command::new(std::env::current_exe()?);
+        let mut machine = Command::new(OWN_PROGRAM);
         machine
             .args(["lab", "--cpus", cpus, "--memory-mib", "6000"])
             .args(["--spare-mib", "6000", "--timeout-s", "2100", "--payload"])
