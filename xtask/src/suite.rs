@@ -205,7 +205,7 @@ fn in_the_lab(binaries: &Path, guest: &Path, tally: &mut Tally) -> Result<()> {
         let mut machine = Command::new(OWN_PROGRAM);
         machine
             .args(["lab", "--cpus", cpus, "--memory-mib", "6000"])
-            .args(["--spare-mib", "6000", "--timeout-s", "2100", "--payload"])
+            .args(["--spare-mib", "6000", "--timeout-s", "3000", "--payload"])
             .arg(&payload)
             .arg("--")
             .arg(format!(
