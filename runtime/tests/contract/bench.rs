@@ -245,6 +245,15 @@ impl Bench {
         tokio::time::sleep(Duration::from_millis(milliseconds * factor)).await;
     }
 
+    /// Waits until it is so. A question to a guest may take seconds where ring 0 is emulated.
+    pub async fn eventually(&self, what: &str, mut check: impl AsyncFnMut() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(self.many(10, 120) as u64);
+        while !check().await {
+            assert!(Instant::now() < deadline, "never: {what}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
     pub async fn assert_clean(&self) {
         let deadline = Instant::now() + Duration::from_secs(3);
         loop {
@@ -464,13 +473,4 @@ pub fn logged(path: &Path, stream: &str) -> String {
         .filter(|l| l["stream"] == stream)
         .map(|l| l["log"].as_str().expect("text").to_string())
         .collect()
-}
-
-pub async fn eventually(what: &str, mut check: impl AsyncFnMut() -> bool) {
-    // A question to a guest may take seconds where ring 0 is emulated.
-    let deadline = Instant::now() + Duration::from_secs(120);
-    while !check().await {
-        assert!(Instant::now() < deadline, "never: {what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
 }

@@ -52,13 +52,14 @@ async fn entries(mut tar: TarStream) -> Vec<(String, Vec<u8>)> {
 
 async fn stat_tells_what_a_path_is(bench: &Bench) {
     let sandbox = bench.running("echo hello > /tmp/f; sleep 1000").await;
-    eventually("the file is there", async || {
-        sandbox
-            .stat_path(Path::new("/tmp/f"))
-            .await
-            .is_ok_and(|s| s.size == 6)
-    })
-    .await;
+    bench
+        .eventually("the file is there", async || {
+            sandbox
+                .stat_path(Path::new("/tmp/f"))
+                .await
+                .is_ok_and(|s| s.size == 6)
+        })
+        .await;
     let stat = sandbox
         .stat_path(Path::new("/tmp/f"))
         .await
@@ -87,10 +88,11 @@ async fn stat_tells_what_a_path_is(bench: &Bench) {
 
 async fn a_tree_is_read(bench: &Bench) {
     let sandbox = bench.running("mkdir -p /tmp/d/e; echo one > /tmp/d/1; echo two > /tmp/d/e/2; echo > /tmp/done; sleep 1000").await;
-    eventually("it is there", async || {
-        sandbox.stat_path(Path::new("/tmp/done")).await.is_ok()
-    })
-    .await;
+    bench
+        .eventually("it is there", async || {
+            sandbox.stat_path(Path::new("/tmp/done")).await.is_ok()
+        })
+        .await;
     let mut found = entries(
         sandbox
             .read_path(Path::new("/tmp/d"))
@@ -149,10 +151,11 @@ async fn a_tree_is_written(bench: &Bench) {
 
 async fn writing_over(bench: &Bench) {
     let sandbox = bench.running("mkdir /tmp/x; sleep 1000").await;
-    eventually("it is there", async || {
-        sandbox.stat_path(Path::new("/tmp/x")).await.is_ok()
-    })
-    .await;
+    bench
+        .eventually("it is there", async || {
+            sandbox.stat_path(Path::new("/tmp/x")).await.is_ok()
+        })
+        .await;
     let strict = WriteOptions {
         no_overwrite_dir_non_dir: true,
         ..WriteOptions::default()
@@ -186,10 +189,11 @@ async fn links_do_not_lead_out(bench: &Bench) {
          ln -s /etc /tmp/etc; echo > /tmp/done; sleep 1000"
     );
     let sandbox = bench.running(&script).await;
-    eventually("it is there", async || {
-        sandbox.stat_path(Path::new("/tmp/done")).await.is_ok()
-    })
-    .await;
+    bench
+        .eventually("it is there", async || {
+            sandbox.stat_path(Path::new("/tmp/done")).await.is_ok()
+        })
+        .await;
     for link in ["/tmp/abs/key", "/tmp/rel/key", "/tmp/../../../etc/shadow"] {
         let path = Path::new(link);
         assert_eq!(
@@ -289,10 +293,11 @@ async fn copies_without_a_process(bench: &Bench) {
 
 async fn export_is_the_bare_root(bench: &Bench) {
     let sandbox = bench.running("echo x > /new; sleep 1000").await;
-    eventually("it is there", async || {
-        sandbox.stat_path(Path::new("/new")).await.is_ok()
-    })
-    .await;
+    bench
+        .eventually("it is there", async || {
+            sandbox.stat_path(Path::new("/new")).await.is_ok()
+        })
+        .await;
     let names: Vec<String> = entries(sandbox.export().await.expect("a tree"))
         .await
         .into_iter()

@@ -147,10 +147,11 @@ async fn execs(bench: &Bench) {
     let sandbox = bench
         .running("echo from-init > /tmp/x; exec sleep 1000")
         .await;
-    eventually("the file is there", async || {
-        exec(&*sandbox, &unique(), "cat /tmp/x").await.1.code == 0
-    })
-    .await;
+    bench
+        .eventually("the file is there", async || {
+            exec(&*sandbox, &unique(), "cat /tmp/x").await.1.code == 0
+        })
+        .await;
     let (output, status) = exec(&*sandbox, "one", "cat /tmp/x; cat /proc/1/cmdline; exit 4").await;
     assert!(output.out().starts_with("from-init\nsleep\0"), "{output:?}");
     assert_eq!(status.code, 4);
@@ -245,7 +246,7 @@ async fn pause_and_resume(bench: &Bench) {
         .expect("spawned");
     sandbox.start(&init).await.expect("started");
     let length = || std::fs::metadata(&log).map_or(0, |m| m.len());
-    eventually("it writes", async || length() > 0).await;
+    bench.eventually("it writes", async || length() > 0).await;
     sandbox.pause().await.expect("paused");
     assert_eq!(
         sandbox.pause().await.expect_err("twice").kind,
@@ -268,7 +269,9 @@ async fn pause_and_resume(bench: &Bench) {
         sandbox.resume().await.expect_err("twice").kind,
         ErrorKind::Conflict
     );
-    eventually("it writes again", async || length() > paused_at).await;
+    bench
+        .eventually("it writes again", async || length() > paused_at)
+        .await;
     sandbox.pause().await.expect("paused");
     // A frozen sandbox can be destroyed.
     sandbox.destroy(Duration::ZERO).await.expect("destroyed");
@@ -289,15 +292,16 @@ async fn update_and_stats(bench: &Bench) {
         .await
         .expect("spawned");
     sandbox.start(&init).await.expect("started");
-    eventually("it has used a processor", async || {
-        let stats = sandbox.stats().await.expect("stats");
-        let (workload, own) = (
-            stats.workload.cpu_total_ns.expect("cpu"),
-            stats.overhead.cpu_total_ns.expect("our own"),
-        );
-        workload > 50_000_000 && workload > own
-    })
-    .await;
+    bench
+        .eventually("it has used a processor", async || {
+            let stats = sandbox.stats().await.expect("stats");
+            let (workload, own) = (
+                stats.workload.cpu_total_ns.expect("cpu"),
+                stats.overhead.cpu_total_ns.expect("our own"),
+            );
+            workload > 50_000_000 && workload > own
+        })
+        .await;
     let stats = sandbox.stats().await.expect("stats");
     assert!(stats.workload.memory_bytes.expect("memory") > 0);
     assert_eq!(stats.workload.memory_limit_bytes, Some(64 << 20));
@@ -333,17 +337,19 @@ async fn out_of_memory_is_told(bench: &Bench) {
 
 async fn process_table(bench: &Bench) {
     let sandbox = bench.running("sleep 1000 & exec sleep 2000").await;
-    eventually("both sleep", async || {
-        let table = sandbox.processes("").await.expect("a table");
-        assert_eq!(table.titles.last().map(String::as_str), Some("CMD"));
-        let commands: Vec<_> = table
-            .rows
-            .iter()
-            .filter_map(|r| r.last().cloned())
-            .collect();
-        commands.contains(&"sleep 1000".to_string()) && commands.contains(&"sleep 2000".to_string())
-    })
-    .await;
+    bench
+        .eventually("both sleep", async || {
+            let table = sandbox.processes("").await.expect("a table");
+            assert_eq!(table.titles.last().map(String::as_str), Some("CMD"));
+            let commands: Vec<_> = table
+                .rows
+                .iter()
+                .filter_map(|r| r.last().cloned())
+                .collect();
+            commands.contains(&"sleep 1000".to_string())
+                && commands.contains(&"sleep 2000".to_string())
+        })
+        .await;
     let table = sandbox.processes("-o pid,comm").await.expect("a table");
     let init = sandbox
         .pid(&ProcessId::init())
@@ -571,7 +577,9 @@ async fn the_supervisors_protection_from_the_oom_killer_is_its_own(bench: &Bench
         .await
         .expect("spawned");
     sandbox.start(&init).await.expect("started");
-    eventually("it says", async || logged(&log, "stdout") == "0\n").await;
+    bench
+        .eventually("it says", async || logged(&log, "stdout") == "0\n")
+        .await;
     let (output, _) = exec(&*sandbox, "e", &format!("cat {own}")).await;
     assert_eq!(output.out(), "0\n");
     sandbox.destroy(Duration::ZERO).await.expect("destroyed");

@@ -65,10 +65,11 @@ async fn a_restarted_daemon_finds_everything(bench: &Bench) {
     tokio::io::AsyncWriteExt::write_all(input, b"again\n")
         .await
         .expect("written");
-    eventually("it is logged", async || {
-        logged(&log, "stdout") == "got again\n"
-    })
-    .await;
+    bench
+        .eventually("it is logged", async || {
+            logged(&log, "stdout") == "got again\n"
+        })
+        .await;
     assert_eq!(exec(&*sandbox, "e", "exit 3").await.1.code, 3);
     sandbox.destroy(Duration::ZERO).await.expect("destroyed");
 }
@@ -127,10 +128,11 @@ async fn a_killed_supervisor_takes_its_processes_along(bench: &Bench) {
             .is_err(),
         "the stream did not simply end"
     );
-    eventually("the first process is gone", async || {
-        !std::path::Path::new(&format!("/proc/{pid}")).exists()
-    })
-    .await;
+    bench
+        .eventually("the first process is gone", async || {
+            !std::path::Path::new(&format!("/proc/{pid}")).exists()
+        })
+        .await;
     assert!(
         matches!(sandbox.state().await.expect("a state"), SandboxState::Exited(s) if s.code == 137)
     );
@@ -151,10 +153,11 @@ async fn a_killed_supervisor_is_found_by_a_restarted_daemon(bench: &Bench) {
     let id = sandbox.id().clone();
     kill(supervisor_pid(bench, &*sandbox), Signal::SIGKILL).expect("killed");
     drop(sandbox);
-    eventually("the socket is deaf", async || {
-        UnixStream::connect(bench.sandbox_dir(&id).join("shim.sock")).is_err()
-    })
-    .await;
+    bench
+        .eventually("the socket is deaf", async || {
+            UnixStream::connect(bench.sandbox_dir(&id).join("shim.sock")).is_err()
+        })
+        .await;
     let sandbox = bench
         .restarted()
         .recover(&id)
@@ -179,13 +182,14 @@ async fn a_killed_supervisor_is_found_by_a_restarted_daemon(bench: &Bench) {
 async fn a_supervisor_killed_before_the_first_process(bench: &Bench) {
     let sandbox = bench.create().await;
     kill(supervisor_pid(bench, &*sandbox), Signal::SIGKILL).expect("killed");
-    eventually("told", async || {
-        let spawn = sandbox
-            .spawn(&ProcessId::init(), sh("true"), Stdio::default(), None)
-            .await;
-        spawn.is_err_and(|e| e.kind == ErrorKind::Lost)
-    })
-    .await;
+    bench
+        .eventually("told", async || {
+            let spawn = sandbox
+                .spawn(&ProcessId::init(), sh("true"), Stdio::default(), None)
+                .await;
+            spawn.is_err_and(|e| e.kind == ErrorKind::Lost)
+        })
+        .await;
     sandbox.destroy(Duration::ZERO).await.expect("destroyed");
 }
 
@@ -283,10 +287,11 @@ async fn without_a_pid_namespace_nothing_survives_either(bench: &Bench) {
             .expect("spawned");
         sandbox.start(&init).await.expect("started");
         let file = bench.upper(sandbox.id()).join("tmp/pid");
-        eventually("it is there", async || {
-            fs::read_to_string(&file).is_ok_and(|s| s.ends_with('\n'))
-        })
-        .await;
+        bench
+            .eventually("it is there", async || {
+                fs::read_to_string(&file).is_ok_and(|s| s.ends_with('\n'))
+            })
+            .await;
         let grandchild = fs::read_to_string(&file).expect("there");
         // A zombie that the host's init has not collected yet is dead.
         let lives = || {
